@@ -129,14 +129,9 @@ def label_numbers(values: pa.Array) -> pa.Array:
         numbers = values.cast(pa.float64(), safe=False)  # beyond 2 ** 53 is no label
         return pc.if_else(pc.is_in(numbers, value_set=NUMBERS), numbers, None)
     distinct = values.dictionary_encode() if not pa.types.is_dictionary(values.type) else values
-    words = _label_words(distinct.dictionary)
+    words = pc.utf8_lower(pc.utf8_trim_whitespace(distinct.dictionary.cast(pa.string())))
+    words = pc.replace_substring_regex(words, LABEL_NUMBER, r"\1")
     return LABEL_VALUES.take(pc.index_in(words, value_set=LABEL_WORDS)).take(distinct.indices)
-
-
-def _label_words(values: pa.Array) -> pa.Array:
-    """Returns the words of labels [n]."""
-    words = pc.utf8_lower(pc.utf8_trim_whitespace(values.cast(pa.string())))
-    return pc.replace_substring_regex(words, LABEL_NUMBER, r"\1")
 
 
 def times(values: pa.Array, form: TextFormat, kind: pa.DataType) -> pa.Array:

@@ -22,7 +22,7 @@ import pyarrow.dataset as ds
 
 from adaftr_fast.data.arrow import one_array
 from adaftr_fast.data.bad_rows import BadRows
-from adaftr_fast.data.encode.written import castable
+from adaftr_fast.data.encode.written import cast
 from adaftr_fast.data.raw.batches import PARQUET
 from adaftr_fast.data.raw.text import Dialect, TextBlock, parse_block
 
@@ -114,16 +114,15 @@ def _add_features(block: TextBlock, fields: Sequence[str], lists: Collection[str
     row = np.repeat(np.arange(len(blob)), pc.list_value_length(tokens).to_numpy())
     elements = pc.split_pattern(tokens.values, "\x02")
     names = _element(elements, 0)
-    feature = _element(elements, 1)
-    fits = (pc.list_value_length(elements).to_numpy() == 3) & castable(
-        feature, lambda each: each.cast(pa.int64())
-    )
+    feature = cast(_element(elements, 1), pa.int64())
+    has_feature = feature.is_valid().to_numpy(zero_copy_only=False)
+    fits = (pc.list_value_length(elements).to_numpy() == 3) & has_feature
 
     position = pc.index_in(names, value_set=pa.array(fields, pa.string())).fill_null(-1).to_numpy()
     known = fits & (position >= 0)
     row_of = row[known]
     position = position[known]
-    value = feature.filter(known).cast(pa.int64()).to_numpy()
+    value = feature.filter(known).to_numpy()
     last = np.full((len(blob), len(fields)), MISSING, np.int64)
     last[row_of, position] = value  # NumPy keeps the last value assigned to a position
     for number, field in enumerate(fields):

@@ -22,7 +22,14 @@ from adaftr_fast.data.memory import DEFAULT, GB, Memory, encoding
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.batches import coalesced, read_tables
 from adaftr_fast.data.raw.json_lines import LISTS, first_types, parse_lines, stored_type
-from adaftr_fast.data.raw.source import Inputs, check_columns, check_files, data_files, open_dataset
+from adaftr_fast.data.raw.source import (
+    NOT_PARQUET,
+    Inputs,
+    check_columns,
+    check_files,
+    data_files,
+    open_dataset,
+)
 from adaftr_fast.data.raw.staging import (
     COMPRESSIONS,
     LINE_END,
@@ -331,16 +338,24 @@ InputFile = TextFile | JsonFile | ParquetFile
 OneFile = TypeVar("OneFile", bound=_File)
 
 
+def open_inputs(paths: Iterable[Path], form: TextFormat) -> list[InputFile]:
+    """Opens files, and the files of folders of text, of one log. Raises DataError as
+    ``open_input``.
+    """
+    files = chain(*map(text_files, paths))
+    return share_keys([open_input(path, form) for path in files])
+
+
 def open_input(path: Path, form: TextFormat) -> InputFile:
     """Opens a text file, or parquet.
 
     Raises:
-        DataError: as ``read_layout``.
-        One of ``READ_ERRORS``: another file is not parquet.
+        DataError: as ``read_layout``, or another file is not parquet.
     """
-    if not is_text(path):
+    if is_text(path):
+        return read_layout(path, form)
+    with reading(path, NOT_PARQUET):
         return ParquetFile(path, replace(form, line_ends=False), open_dataset(path))
-    return read_layout(path, form)
 
 
 def read_layout(path: Path, form: TextFormat) -> TextFile | JsonFile:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from adaftr_fast.data.arrow import reading
 from adaftr_fast.data.bad_rows import BadRows
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw import aliccp
@@ -17,10 +16,8 @@ from adaftr_fast.data.raw.inputs import (
     Chunk,
     InputFile,
     aliccp_columns,
-    open_input,
-    share_keys,
+    open_inputs,
     text_chunks,
-    text_files,
 )
 from adaftr_fast.data.raw.source import check_columns
 from adaftr_fast.data.raw.staging import blocks
@@ -67,8 +64,7 @@ def raw_files(
             raises it too.
     """
     if schema.format is None:
-        paths = [each for path in files for each in text_files(path)]
-        inputs = share_keys([_opened(path, schema) for path in paths])
+        inputs = open_inputs(files, schema.text)
         return [_raw_file(schema, file, keep, numbers, memory) for file in inputs]
     if len(files) % 2:
         raise DataError(
@@ -78,17 +74,13 @@ def raw_files(
     return [_aliccp(schema, *pair, keep, numbers) for pair in zip(files[::2], files[1::2])]
 
 
-def _opened(path: Path, schema: Schema) -> InputFile:
-    with reading(path, "cannot be read"):
-        return replace(open_input(path, schema.text), typed=frozenset(schema.types))
-
-
 def _raw_file(
     schema: Schema, file: InputFile, keep: Sequence[str], numbers: Sequence[str], memory: Memory
 ) -> RawFile:
     known = column_types(schema)
     types = dict.fromkeys(numbers, pa.float64())
     types |= {column: known[column] for column in schema.field_columns()}
+    file = replace(file, typed=frozenset(schema.types))
     file.check([*types, *keep])
     kept_types = {column: file.kept_type(column) for column in keep}
     return RawFile(file.path, file.size, kept_types, partial(file.chunks, types, keep, memory))

@@ -27,12 +27,11 @@ import pyarrow.csv as csv
 
 from adaftr_fast.data.arrow import one_array
 from adaftr_fast.data.bad_rows import EXAMPLES, TEXT, BadLine, BadRows
-from adaftr_fast.data.encode.canonical import as_float64, canonical_text
+from adaftr_fast.data.encode.canonical import canonical_text
 from adaftr_fast.data.encode.typed import present, read_as
 from adaftr_fast.data.encode.written import (
     SHOWN_LABELS,
     cast,
-    castable,
     label_numbers,
     plain_numbers,
     times,
@@ -444,7 +443,7 @@ def _whole_lines(data: bytes, dialect: Dialect) -> tuple[bytes, list[BadLine]]:
 def are_numbers(texts: pa.Array, form: TextFormat) -> bool:
     """Returns whether there are texts, and all are numbers with the marks of a format."""
     numbers = plain_numbers(texts, form)
-    return numbers.null_count < len(numbers) and bool(castable(numbers, as_float64).all())
+    return len(numbers) > numbers.null_count == cast(numbers, pa.float64()).null_count
 
 
 def _means_missing(values: pa.Array) -> np.ndarray:

@@ -26,9 +26,7 @@ from adaftr_fast.data.raw.inputs import (
     InputFile,
     JsonFile,
     TextFile,
-    open_input,
-    share_keys,
-    text_files,
+    open_inputs,
 )
 from adaftr_fast.data.raw.source import NOT_PARQUET, Inputs, check_columns, listed
 from adaftr_fast.data.raw.text import are_numbers, typed
@@ -102,8 +100,7 @@ def _quantiles(
     Args:
         kind: the type of the times where an expression reads them too; None for that of the files.
     """
-    files = [file for path in paths for file in text_files(path)]
-    inputs = share_keys([_open(path, form) for path in files])
+    inputs = open_inputs(paths, form)
     for each in inputs:
         check_columns(each.path, each.types.names, [time])
     typed = None if kind is None else partial(read_column, time, kind=kind, form=form)
@@ -126,7 +123,7 @@ def _quantiles(
                     counts.update(without_nan(found) if pa.types.is_floating(kind) else found)
                     bar.update(read)
     table = counts.table()
-    named = listed(map(shown, files))
+    named = listed(shown(each.path) for each in inputs)
     if holds_text(kind):
         check_times(named, time, one_array(table["value"]))
     if table.num_rows <= len(shares):
@@ -150,11 +147,6 @@ def _has(file: InputFile, time: str) -> bool:
     """Returns whether one of the first rows of a file has a time."""
     with reading(file.path, NOT_PARQUET):
         return bool(one_array(file.first([time])[time]).is_valid().true_count)
-
-
-def _open(path: Path, form: TextFormat) -> InputFile:
-    with reading(path, NOT_PARQUET):
-        return open_input(path, form)
 
 
 def _type(file: InputFile, time: str) -> pa.DataType:
