@@ -68,24 +68,6 @@ def read_tables(
     return prefetch(_tables(dataset, fields, columns, where, read, memory.batch))
 
 
-def count_rows(
-    dataset: ds.Dataset,
-    names: Sequence[str],
-    where: pc.Expression | None,
-    read: Read | None = None,
-    memory: Memory = DEFAULT,
-) -> int:
-    """Returns the number of rows that meet a condition, which reads the columns ``names``; None for
-    all rows.
-    """
-    if where is None:  # for which Arrow 26 counts all rows of a file for each of its row groups
-        return sum(map(fragment_rows, dataset.get_fragments()))
-    return sum(
-        table.num_rows
-        for table in read_tables(dataset, names, {"meets": where}, where, read, memory)
-    )
-
-
 def fragment_rows(fragment: ds.ParquetFileFragment) -> int:
     """Returns the number of rows of the row groups of a fragment."""
     return sum(group.num_rows for group in fragment.row_groups)

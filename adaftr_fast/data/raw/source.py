@@ -29,14 +29,7 @@ from adaftr_fast.data.encode.typed import as_written, rewrites
 from adaftr_fast.data.encode.written import SHOWN_LABELS, holds_text, label_numbers
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
-from adaftr_fast.data.raw.batches import (
-    PARQUET,
-    Read,
-    coalesced,
-    count_rows,
-    fragment_rows,
-    read_tables,
-)
+from adaftr_fast.data.raw.batches import PARQUET, Read, coalesced, fragment_rows, read_tables
 from adaftr_fast.data.raw.staging import is_text, shown_source
 from adaftr_fast.data.raw.tables import is_list
 from adaftr_fast.data.schema.types import (
@@ -172,7 +165,6 @@ class Source:
         self.named = named or paths
         read: Read | None = partial(as_written, schema) if rewrites(schema) else None
         self._read_tables = partial(read_tables, read=read, memory=memory)
-        self._count_rows = partial(count_rows, read=read, memory=memory)
         self.paths = paths
         self._datasets: dict[str, ds.Dataset] = {}
         # rows of the preceding shards, which row numbers count
@@ -194,9 +186,14 @@ class Source:
         """
         role, rules = self._rules(splits)
         where = _where(rules.values())
-        columns = self.schema.inputs(condition_columns(where or []))
+        dataset = self._datasets[role]
+        if where is None:  # for which Arrow 26 counts all rows of a file for each row group
+            return sum(map(fragment_rows, dataset.get_fragments()))
+        columns = self.schema.inputs(condition_columns(where))
+        meets = pq.filters_to_expression(where)
         with self._reading(role, f"cannot read split {listed(splits)}"):
-            return self._count_rows(self._datasets[role], columns, _expression(where))
+            tables = self._read_tables(dataset, columns, {"meets": meets}, meets)
+            return sum(table.num_rows for table in tables)
 
     def scan(
         self, splits: Sequence[str], advance: Callable[[int], object] = int
@@ -255,7 +252,8 @@ class Source:
             "kept": ~_condition(self.schema.drop) if self.schema.drop else pc.scalar(True),
         }
         read = self.schema.inputs(names)
-        tables = self._read_tables(dataset, read, parts, _expression(where))
+        meets = None if where is None else pq.filters_to_expression(where)
+        tables = self._read_tables(dataset, read, parts, meets)
         for batch in coalesced(tables, self.memory):
             *structs, kept = batch.columns
             columns, values, splits = map(pa.RecordBatch.from_struct_array, structs)
@@ -483,10 +481,6 @@ def _where(rules: Iterable[SplitRule]) -> Condition | None:
     """Returns the condition of the rows that meet the one of any rule; None for all rows."""
     wheres = [rule.where or [] for rule in rules]
     return [*chain(*wheres)] if all(wheres) else None
-
-
-def _expression(condition: Condition | None) -> pc.Expression | None:
-    return None if condition is None else pq.filters_to_expression(condition)
 
 
 def _label(label: Label, values: pa.Array) -> pa.Array:
