@@ -160,7 +160,7 @@ def test_errors_keep_the_earlier_scores(shop, scorer, tmp_path):
     pq.write_table(make_log(5).select(["item", "place"]), few)
     for files, options, error, message in [
         ([tmp_path / "nothing.csv"], {}, DataError, "nothing.csv: no such file"),
-        ([half], {}, DataError, "half.parquet: cannot be read"),
+        ([half], {}, DataError, "half.parquet: not a readable parquet file"),
         ([log, damaged], {}, DataError, "damaged.parquet: cannot be read"),
         (
             [few],
