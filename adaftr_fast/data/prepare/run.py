@@ -164,7 +164,7 @@ class _Run:
             known: ids to grow, if any.
         """
         bad_rows = self._read()
-        counted = self._on_shards("count", steps.count, [["train"]])
+        counted = self._on_shards("count", steps.count, [[]])
         manifest = merge_counted(self.job, known, bad_rows, counted)
         encode = partial(steps.encode, manifest)
         encoded = self._on_shards("encode", encode, self.job.schema.splits_of_inputs())
@@ -190,7 +190,8 @@ class _Run:
         """Returns the results of a step by shard.
 
         Args:
-            total: bytes of text of all shards, or the splits whose rows the step reads, by input.
+            total: bytes of text of all shards, or the splits whose rows the step reads, by
+                input, where [] means all rows of all inputs.
         """
         job = self.job.for_workers() if self.engine.remote else self.job
         with self._bar(name, total) as bar:

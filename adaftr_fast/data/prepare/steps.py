@@ -24,7 +24,7 @@ from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.split_writer import write_splits
 from adaftr_fast.data.prepare.work_folder import WorkFiles
 from adaftr_fast.data.raw.inputs import LinesFile, parquet_inputs, text_inputs
-from adaftr_fast.data.raw.source import Inputs, Source, data_files, listed
+from adaftr_fast.data.raw.source import Account, Inputs, Source, data_files, listed
 from adaftr_fast.data.raw.staging import Staged, TextInput, check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.engines import Advance
@@ -235,9 +235,8 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     """
     job.check_seen()
     source = job.source(shard)
-    columns = (rows.columns for rows in source.scan(["train"], advance))
-    counts = count_values(job.fitted, columns, job.memory)
-    account = source.account()
+    account = Account(job.schema)
+    counts = count_values(job.fitted, source.count(account, advance), job.memory)
     with replacing(job.work.counts(shard)) as new, new.open("wb") as file:
         for each in (*account.texts.values(), *account.groups.values(), *counts.values()):
             pickle.dump(each, file)

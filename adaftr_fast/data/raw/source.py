@@ -180,10 +180,13 @@ class Source:
     def _reading(self, role: str, what: str) -> AbstractContextManager[None]:
         return reading(listed(map(shown, self.paths[role])), what)
 
-    def count_rows(self, splits: Sequence[str]) -> int:
+    def count_rows(self, splits: Sequence[str] = ()) -> int:
         """Returns the number of rows that ``scan`` reads: before selection by row number or hash,
-        and by which of several splits has a row.
+        and by which of several splits has a row. Without splits, it is that of all files.
         """
+        if not splits:
+            files = self._datasets.values()
+            return sum(map(fragment_rows, chain(*(each.get_fragments() for each in files))))
         role, rules = self._rules(splits)
         where = _where(rules.values())
         dataset = self._datasets[role]
@@ -208,24 +211,34 @@ class Source:
         """
         role, rules = self._rules(splits)
         names = self.schema.named_columns()
-        found = self._rows(self._datasets[role], rules, names, _where(rules.values()))
+        for rows, has in self._selected(role, rules, names, _where(rules.values())):
+            in_any = functools.reduce(operator.or_, has.values())
+            selected = replace(rows, splits=pa.record_batch(has))
+            if in_any.any():
+                yield selected if in_any.all() else selected.filter(in_any)
+            advance(len(rows))
+
+    def _selected(
+        self,
+        role: str,
+        rules: Mapping[str, SplitRule],
+        names: Iterable[str],
+        where: Condition | None = None,
+    ) -> Iterator[tuple[Scanned, dict[str, np.ndarray]]]:
+        """Yields the rows of an input that meet a condition, and whether each rule selects them."""
+        found = self._rows(self._datasets[role], rules, names, where)
         numbering = None
         while True:
             # covers the read only, not the caller's code
-            with self._reading(role, f"cannot read split {listed(splits)}"):
+            with self._reading(role, f"cannot read split {listed(rules)}"):
                 numbering = numbering or self._numbering(role, rules)
                 rows = next(found, None)
                 if rows is None:
                     return
-                has = numbering.select(rows)
-                in_any = functools.reduce(operator.or_, has.values())
-                selected = replace(rows, splits=pa.record_batch(has))
-                selected = selected if in_any.all() else selected.filter(in_any)
                 # parquet of other programs may hold text that is not UTF-8
-                selected.columns.validate(full=True)
-            if len(selected):
-                yield selected
-            advance(len(rows))
+                rows.columns.validate(full=True)
+                has = numbering.select(rows)
+            yield rows, has
 
     def _rules(self, splits: Sequence[str]) -> tuple[str, dict[str, SplitRule]]:
         """Returns the input of splits, which is one, and their rules."""
@@ -260,40 +273,54 @@ class Source:
             found = {each.name: _label(each, values[each.name]) for each in labels}
             yield Scanned(columns, pa.record_batch(found), splits, _mask(kept))
 
-    def account(self) -> Account:
-        """Reads the rows of all files once, and counts what ``Account`` says."""
-        found = Account(self.schema)
-        for role in self._datasets:
-            with self._reading(role, "cannot read the labels and the splits"):
-                self._add_role(role, found)
-        return found
+    def count(
+        self, account: Account, advance: Callable[[int], object] = int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields the columns of the training rows in file order, and counts all rows of all files.
 
-    def _add_role(self, role: str, found: Account) -> None:
-        schema = self.schema
-        rules = {name: rule for name, rule in schema.split.items() if rule.file == role}
-        numbering = self._numbering(role, rules)
-        lacking = [_Lacking(label) for label in schema.labels]
-        count = 0
-        for rows in self._rows(self._datasets[role], rules, self._deciding(rules)):
-            rows.columns.validate(full=True)
-            used = rows.kept
-            for each in lacking:
-                has_label = _valid(rows.labels[each.label.name])
-                each.add(rows, used & ~has_label, count)
-                used = used & has_label
-            in_any = np.zeros(len(rows), bool)
-            for name, mask in numbering.select(rows).items():
-                in_any |= mask
-                if schema.group:
-                    found.groups[name].add(rows.columns[schema.group].filter(pa.array(mask)))
-            found.unused += Unused(int((used & ~in_any).sum()), int((~rows.kept).sum()))
-            for column, counts in found.texts.items():
-                counts.update(rows.columns[column].filter(pa.array(used)).cast(pa.string()))
-            count += len(rows)
-        reasons = dict(sum((each.reasons for each in lacking), Counter()))
-        first = sorted(example for each in lacking for example in each.first)[:EXAMPLES]
-        examples = self._examples(role, first) if first else []
-        found.unlabelled += BadRows(count, sum(reasons.values()), reasons, examples)
+        Args:
+            account: what is known of the rows, once all batches are read.
+            advance: called with the number of rows read, as counted by ``count_rows()``.
+        """
+        for role in self._datasets:
+            rules = {name: each for name, each in self.schema.split.items() if each.file == role}
+            names = self.schema.named_columns() if "train" in rules else self._deciding(rules)
+            lacking = [_Lacking(label) for label in self.schema.labels]
+            count = 0
+            for rows, has in self._selected(role, rules, names):
+                with self._reading(role, "cannot count its rows"):
+                    self._add(account, rows, has, lacking, count)
+                count += len(rows)
+                if "train" in has and has["train"].any():
+                    yield rows.columns.filter(pa.array(has["train"]))
+                advance(len(rows))
+            reasons = dict(sum((each.reasons for each in lacking), Counter()))
+            first = sorted(example for each in lacking for example in each.first)[:EXAMPLES]
+            with self._reading(role, "cannot count its rows"):
+                examples = self._examples(role, first) if first else []
+            account.unlabelled += BadRows(count, sum(reasons.values()), reasons, examples)
+
+    def _add(
+        self,
+        account: Account,
+        rows: Scanned,
+        has: Mapping[str, np.ndarray],
+        lacking: Sequence[_Lacking],
+        first_row: int,
+    ) -> None:
+        """Counts rows, of which each split has those where its mask is true."""
+        used = rows.kept
+        for each in lacking:
+            has_label = _valid(rows.labels[each.label.name])
+            each.add(rows, used & ~has_label, first_row)
+            used = used & has_label
+        for name, groups in account.groups.items():
+            if name in has:
+                groups.add(rows.columns[self.schema.group].filter(pa.array(has[name])))
+        in_any = functools.reduce(operator.or_, has.values(), np.zeros(len(rows), bool))
+        account.unused += Unused(int((used & ~in_any).sum()), int((~rows.kept).sum()))
+        for column, counts in account.texts.items():
+            counts.update(rows.columns[column].filter(pa.array(used)).cast(pa.string()))
 
     def _deciding(self, rules: Mapping[str, SplitRule]) -> list[str]:
         """Returns the columns that tell whether rules select a row, and its group."""

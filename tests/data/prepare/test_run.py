@@ -205,8 +205,10 @@ def test_a_label_that_compares_several_types(source, refused):
 def test_groups_that_cannot_be_hashed_are_named(source, refused):
     del source["group"]
     source["split"] = by_hash(0.8, 0.9, column="user")
-    unread = r"log\.parquet: cannot read split train: hash of user: expected text or numbers, got"
-    refused(unread, user=[[1, 2]] * 12)
+    unread = (
+        "cannot read split train, validation, test: hash of user: expected text or numbers, got"
+    )
+    refused(rf"log\.parquet: {unread}", user=[[1, 2]] * 12)
 
 
 def test_bad_files_are_named(write, refused, tmp_path):
