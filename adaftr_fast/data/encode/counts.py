@@ -72,7 +72,7 @@ class ValueCounts:
             return  # every table has distinct values
         empty = pa.table({"value": pa.array([], self._kind), "count": pa.array([], pa.int64())})
         whole = pa.concat_tables([empty, *self._tables])
-        # a group_by of Arrow takes a hundred times as long for floats that are whole
+        # not by group_by, in whose hash table floats that are whole collide
         values = one_array(whole["value"].dictionary_encode())
         counts = np.bincount(values.indices, whole["count"], len(values.dictionary))
         self._tables = [pa.table({"value": values.dictionary, "count": counts.astype(np.int64)})]
