@@ -50,7 +50,8 @@ Added on 2026-12-03, in a results file of its own, contrast_apart.json:
 7. apart: in place of L_cl the mean dot product of the two h of a row, which keeps the towers apart,
    on flights, seeds 0 to 9. After training with L_cl, the two h of a row are nearly orthogonal, and
    L_cl is close to the log k of a guess; if keeping them apart is what L_cl does, the dot product
-   gains as much.
+   gains as much. And L_cl with debiased negatives (a tenth of them positives) and with hard ones
+   (weights of concentration 1), both by the defaults of their authors.
 
 Every comparison of two rows is a paired t-test over seeds. p is corrected by Holm's method for all
 of these tests of the parts 2 to 6 together. All rows are reported. Seeds run in order, each with

@@ -15,6 +15,34 @@ from adaftr_fast.models import AdaFTR
 from adaftr_fast.models.build import known_model
 from adaftr_fast.nn.relatedness import relatedness_loss
 
+NEGATIVES = {
+    "debiased": {"prior": 0.1, "hardness": 0.0},
+    "hard": {"prior": 0.1, "hardness": 1.0},
+}
+
+
+def reweighted(logits: Tensor, *, prior: float, hardness: float) -> Tensor:
+    """Computes InfoNCE [B] of logits [B, B], where some negatives are positives and hard ones weigh
+    more.
+
+        L_r = log(1 + (B - 1) g_r)
+        g_r = max((sum_j w_rj exp(z_rj - z_rr) - prior) / (1 - prior), exp(-z_rr))
+
+    over the negatives j, with w_rj = softmax_j(hardness z_rj). The least logit is 0, as the
+    representations are rectified.
+
+    Args:
+        prior: the share of candidates that are positives (Chuang et al., 2020, Eq. 8).
+        hardness: 0 weighs all negatives alike (Robinson et al., 2021, Eq. 4).
+    """
+    z = logits.double()
+    positive = z.diagonal()[:, None]
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    weights = (hardness * z).masked_fill(own, -torch.inf).softmax(1)
+    seen = (weights * (z - positive).exp()).sum(1)
+    g = torch.maximum((seen - prior) / (1 - prior), (-z.diagonal()).exp())
+    return torch.log1p((len(z) - 1) * g).to(logits.dtype)
+
 
 class Contrast(AdaFTR):
     """AdaFTR as printed, but for one of these options.
@@ -25,7 +53,7 @@ class Contrast(AdaFTR):
       direction of the anchors, so that similar rows are in one block of ``contrast_rows``; "apart"
       deals the sorted rows out to the blocks.
     - loss: "dot" takes the mean dot product of the two h of a row in place of L_cl, which keeps them
-      apart.
+      apart. "debiased" and "hard" are L_cl with the negatives of ``reweighted``.
     - relatedness: "clicked" trains the relatedness network on rows with a click alone.
     """
 
@@ -64,6 +92,10 @@ class Contrast(AdaFTR):
         if self.options.get("loss") == "dot":
             a, b = self.pairs[0]
             return [(h[a] * h[b]).sum(1).mean()]
+        if self.options.get("loss") in NEGATIVES:
+            a, b = self.pairs[0]
+            logits = h[a] @ h[b].T / self.contrasts[0].temperature(related[0])[:, None]
+            return [reweighted(logits, **NEGATIVES[self.options["loss"]]).mean()]
         mask = self.options.get("mask")
         order = self.options.get("order")
         if mask is not None:

@@ -102,6 +102,8 @@ PARTS = {
             "L_cl, τ = 0.05": SETTINGS["fixed"],
             "dot product, β = 1": _own(loss="dot") | {"beta": 1.0},
             "dot product, β = 10": _own(loss="dot") | {"beta": 10.0},
+            "L_cl, debiased": _own(loss="debiased"),
+            "L_cl, hard negatives": _own(loss="hard"),
         },
         ("flights",),
         range(10),

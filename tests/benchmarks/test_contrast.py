@@ -13,7 +13,7 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.nn.relatedness import relatedness_loss
 from benchmarks import RESULTS
 from benchmarks.contrast import tables
-from benchmarks.contrast.models import Contrast
+from benchmarks.contrast.models import Contrast, reweighted
 from benchmarks.contrast.rows import CHOSEN, GRID, PARTS, SETTINGS, variants
 from benchmarks.contrast.runs import schema_of
 from benchmarks.paper.catalog import TITLES
@@ -148,3 +148,23 @@ def test_rows_of_the_part_why():
     clicked = click == 1
     expected = relatedness_loss(logit[clicked], click[clicked], conversion[clicked])
     torch.testing.assert_close(model.loss(data)["relatedness"], expected)
+
+
+def test_negatives_are_reweighted():
+    """Alike and without a prior they are those of L_cl; else those of the papers, summed by hand."""
+    logits = 3 * torch.rand(6, 6, dtype=torch.float64)
+    expected = -logits.log_softmax(1).diagonal()
+    torch.testing.assert_close(reweighted(logits, prior=0.0, hardness=0.0), expected)
+    prior, hardness = 0.1, 1.0
+    for row, loss in enumerate(reweighted(logits, prior=prior, hardness=hardness)):
+        others = torch.cat([logits[row, :row], logits[row, row + 1 :]])
+        importance = (hardness * others).exp()
+        seen = (importance * others.exp()).sum() / importance.mean()
+        positive = logits[row, row].exp()
+        negatives = ((seen - prior * 5 * positive) / (1 - prior)).clamp(min=5.0)
+        torch.testing.assert_close(loss, -(positive / (positive + negatives)).log())
+    model = contrast(loss="hard")
+    data = batch()
+    h, other, tau = arguments(model, data)
+    loss = model.beta * reweighted(h @ other.T / tau[:, None], prior=0.1, hardness=1.0).mean()
+    torch.testing.assert_close(model.loss(data)["contrast"], loss)
