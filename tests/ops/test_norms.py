@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from adaftr_fast._extension import is_built
 from adaftr_fast.ops.norms import squared_norm
-from tests.ops.marks import on_threads
+from tests.ops.marks import needs_extension, on_threads
 from tests.tolerances import assert_same_bits
 
 
@@ -41,26 +40,15 @@ def test_no_gradient_of_frozen_tensors_and_none_at_zero():
     torch.testing.assert_close(tensors[2].grad, 6 * tensors[2].detach())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_large_and_strided_tensors_on_any_number_of_threads(dtype):
-    tensors = [each.detach().to(dtype) for each in drawn((300, 101), (1,), (0,), (77, 500))]
-    tensors = [tensors[0].T, tensors[1].expand(40), *tensors[2:]]
-    scales = [0.5, 2.0, 3.0, 1.0]
-    truth = sum(scale * each.double().square().sum() for scale, each in zip(scales, tensors))
+@needs_extension
+def test_the_same_bits_on_any_number_of_threads():
+    tensors = drawn((300, 101), (77, 500))
     results = []
     for count in (1, 2, 3):
-        leaves = [each.detach().requires_grad_() for each in tensors]
         with on_threads(count):
-            norm = squared_norm(leaves, scales)
-            norm.backward()
-        results.append([norm.detach(), *(leaf.grad for leaf in leaves)])
-    torch.testing.assert_close(
-        results[0][0].double(), truth, rtol={torch.bfloat16: 1e-2}.get(dtype, 1e-6), atol=0
-    )
-    for scale, each, grad in zip(scales, tensors, results[0][1:], strict=True):
-        assert torch.equal(grad, (2 * scale * each.double()).to(dtype))
-    if is_built():
-        assert_same_bits(results[1:], results[:1] * 2)
+            norm = squared_norm(tensors)
+            results.append([norm.detach(), *torch.autograd.grad(norm, tensors)])
+    assert_same_bits(results[1:], results[:1] * 2)
 
 
 def test_is_an_op_that_compiles():

@@ -4,6 +4,8 @@ references in float64.
 Shapes: B rows, T tasks, k experts, v width of an expert.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,9 +65,11 @@ def mlp(sizes, options):
                 b = biases[layer]
                 truth = F.linear(x.double(), w.double(), b.double())
                 terms = F.linear(x.double().abs(), w.double().abs(), b.double().abs())
-                truth = truth.relu() if index < relus else truth
+                theirs = F.linear(*(t.to(narrow) for t in (x, w, b)))
+                if index < relus:
+                    truth, theirs = truth.relu(), theirs.relu()
                 assert_close(
-                    outputs[layer], truth, truth, narrow, terms * 4 * eps, f"output {layer}"
+                    outputs[layer], truth, theirs, narrow, terms * 4 * eps, f"output {layer}"
                 )
                 layer += 1
 
@@ -86,16 +90,20 @@ def mlp(sizes, options):
         # The gradients are those at the kernel's outputs, since at others a relu may have another
         # mask.
         own = backward(KERNELS.mlp_backward, lambda t: t, upstream, outputs)
-        truth = backward(reference.mlp_backward, Tensor.double, upstream, outputs)
+        truth, pytorch = (
+            backward(reference.mlp_backward, partial(Tensor.to, dtype=each), upstream, outputs)
+            for each in (torch.float64, narrow)
+        )
         # as the kernel takes None
         zeros = [torch.zeros_like(y) if g is None else g for g, y in zip(upstream, outputs)]
         terms = backward(reference.mlp_backward, lambda t: t.double().abs(), zeros, outputs)
         types = [x.dtype if x.dtype == torch.bfloat16 else narrow for x in inputs] + [
             narrow
         ] * 2 * len(weights)
-        for number, (x, true, term, each) in enumerate(zip(own, truth, terms, types, strict=True)):
-            rounding = max(eps, HALF if each == torch.bfloat16 else 0.0) * 4 * max(depths)
-            assert_close(x, true, true, each, term * rounding, f"gradient {number}")
+        for number, each in enumerate(zip(own, truth, pytorch, terms, types, strict=True)):
+            x, true, theirs, term, kind = each
+            rounding = max(eps, HALF if kind == torch.bfloat16 else 0.0) * 4 * max(depths)
+            assert_close(x, true, theirs, narrow, term * rounding, f"gradient {number}")
 
     return compare
 
@@ -213,7 +221,7 @@ def dense_adam(sizes, options):
     grads = [spread * g for g in grads]
     means = [spread * m for m in means]
     squares = [spread**2 * torch.rand(n, dtype=dtype) for n in shapes]
-    steps = [torch.tensor(float(options.get("steps", 0))) for _ in shapes]
+    steps = [torch.tensor(float(options.get("steps", 0) + number)) for number in range(len(shapes))]
 
     def stepped(function, cast):
         lists = [[x.to(cast, copy=True) for x in each] for each in (weights, grads, means, squares)]

@@ -146,7 +146,9 @@ OPS = {
                 | {name: (0.2, values) for name, values in TARGETS.items()}),
     "lookup": (lookup, LOOKUP),
     "bags": (bags, LOOKUP | BAGS | {"mean": (0.5, (True,)), "weights": (0.5, ("normal", "some zero"))}),
-    "squares": (lookup, LOOKUP | {"dtype": (0.5, ("float64",)), "no_grad": (0, ()), "bad": (0, ())}),
+    "squares": (lookup, LOOKUP | {
+        "dtype": (0.5, ("float64",)), "no_grad": (0, ()), "bad": (0, ()), "only": (0.3, ("output", "squares")),
+    }),
     "int8": (int8, BAGS | {"ids": (0.5, ("int32",)), "bags": (0.5, (True,)), "mean": (0.5, (True,)),
                            "weights": (0.5, ("normal",))}),
     "segments": (segments, THREADS | BAGS | {"dtype": (0.5, ("float64",)), "ids": (0.5, ("int32",))}),

@@ -30,16 +30,6 @@ def backward(
     )
 
 
-def test_scratch_is_reset_between_tables_of_different_sizes():
-    for sizes in ([5000, 3], [2], [3, 70_000, 1], [5000, 3]):
-        field_offsets = field_offsets_of(sizes)
-        ids = random_ids(sizes, 50, torch.int64)
-        grad = torch.randn(50, len(sizes) * 2)
-        expected = reference.fused_embedding_backward(grad, ids, field_offsets, 2)
-        for got, want in zip(backward(grad, ids, field_offsets), expected, strict=True):
-            torch.testing.assert_close(got, want)
-
-
 @on_kernels("embedding", torch.float32)
 def test_bad_id(dtype, instruction_set):
     sizes = [5, 7, 9]
