@@ -43,16 +43,13 @@ def bags_of(counts):
     return values, torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
 
 
-def twins(emb, kind, **options):
-    """The same fields as torch.nn modules."""
+def twins(emb, kind, options):
+    """The same fields as torch.nn modules in float64, with options for each."""
     made = []
     for f in range(3):
         padding = None if emb.padding_idx is None else emb.padding_idx[f]
-        made.append(
-            kind.from_pretrained(
-                emb.field_weight(f).clone(), freeze=False, padding_idx=padding, **options
-            )
-        )
+        weight = emb.field_weight(f).double()
+        made.append(kind.from_pretrained(weight, freeze=False, padding_idx=padding, **options[f]))
     return made
 
 
@@ -91,9 +88,13 @@ def train(emb, steps=3):
     emb.zero_grad()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+POOLINGS = ["mean", "sum", "max", ["mean", "sum", "mean"], ["max", "mean", "sum"]]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
-    kind=st.sampled_from(["ids", "mean", "sum", "weighted"]),
+    kind=st.sampled_from(["ids", "bags", "weighted"]),
+    pooling=st.sampled_from(POOLINGS),
     widths=st.sampled_from([1, 3, 8, 16, 19, [8, 3, 8]]),
     counts=st.lists(st.integers(0, 12), max_size=30),
     id_type=st.sampled_from([torch.int32, torch.int64]),
@@ -101,16 +102,23 @@ def train(emb, steps=3):
     padded=st.booleans(),
     deferred=st.booleans(),
 )
-def test_look_ups_equal_those_of_torch(kind, widths, counts, id_type, dtype, padded, deferred):
+def test_look_ups_equal_those_of_torch(
+    kind, pooling, widths, counts, id_type, dtype, padded, deferred
+):
     """With the gradients of rows and factors."""
     close = partial(torch.testing.assert_close, **TOLERANCES[dtype])
-    pooling = "mean" if kind == "mean" else "sum"
     padding = PADDING if padded else None
+    pooling = "sum" if kind == "weighted" else pooling
+    # Of equal rows, the gradient of a maximum is shared; torch gives it to the first.
+    distinct = "max" in pooling and dtype.itemsize == 2
 
     def made():
         torch.manual_seed(0)
         emb = FusedEmbedding(SIZES, widths, pooling=pooling, padding_idx=padding, dtype=dtype)
-        if deferred:
+        if distinct:
+            for weight in emb.parameters():
+                weight.data = torch.rand(weight.shape).argsort(0).to(dtype)
+        elif deferred:
             train(emb)
         return emb
 
@@ -124,10 +132,11 @@ def test_look_ups_equal_those_of_torch(kind, widths, counts, id_type, dtype, pad
     given = (values.view(-1, 3),) if kind == "ids" else (values, bags, ours)
     out = emb(given[0].to(id_type), *given[1:])
     if kind == "ids":
-        tables = [table.double() for table in twins(flushed, nn.Embedding)]
+        tables = twins(flushed, nn.Embedding, [{}] * 3)
         expected = torch.cat([table(given[0][:, f]) for f, table in enumerate(tables)], 1)
     else:
-        tables = [table.double() for table in twins(flushed, nn.EmbeddingBag, mode=pooling)]
+        modes = [pooling] * 3 if isinstance(pooling, str) else pooling
+        tables = twins(flushed, nn.EmbeddingBag, [{"mode": mode} for mode in modes])
         expected = by_twins(tables, values, bags, theirs)
     close(out.double(), expected)
     grad = torch.randn_like(out)
@@ -139,43 +148,12 @@ def test_look_ups_equal_those_of_torch(kind, widths, counts, id_type, dtype, pad
         close(ours.grad.double(), theirs.grad)
 
 
-KINDS = [["max"] * 3, ["mean", "sum", "mean"], ["max", "mean", "sum"], ["sum", "max", "mean"]]
-
-
 @WIDTHS
-@pytest.mark.parametrize("padding", [None, PADDING])
-@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
-def test_a_pooling_per_field(kinds, padding, widths):
-    """With and without the last offset, against torch.nn.EmbeddingBag in float64."""
-    torch.manual_seed(0)
-    options = {"pooling": kinds, "padding_idx": padding, "dtype": torch.float64}
-    emb = FusedEmbedding(SIZES, widths, **options)
-    emb.reset_parameters()
-    optimizer = optim.Adam(emb, lr=0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        emb(batch(4)).sin().sum().backward()
-        optimizer.step()  # rows miss steps
-    optimizer.zero_grad()
+@pytest.mark.parametrize("pooling", [POOLINGS[0], POOLINGS[-1]], ids=str)
+def test_offsets_without_the_last_one_and_ids_out_of_range(pooling, widths):
+    emb = FusedEmbedding(SIZES, widths, pooling=pooling)
     values, bags = bags_of([3, 0, 5, 1, 4, 0, 2, 2, 30, 0, 1, 6])
-    out = emb(values, bags)
-    emb.flush()
-    tables = [
-        nn.EmbeddingBag.from_pretrained(
-            emb.field_weight(f).clone(),
-            freeze=False,
-            mode=kind,
-            padding_idx=None if emb.padding_idx is None else emb.padding_idx[f],
-        )
-        for f, kind in enumerate(kinds)
-    ]
-    expected = by_twins(tables, values, bags, None)
-    torch.testing.assert_close(out, expected)
-    grad = torch.randn_like(out)
-    out.backward(grad)
-    expected.backward(grad)
-    check_gradients(emb, tables)
-    other = FusedEmbedding(SIZES, widths, include_last_offset=False, **options)
+    other = FusedEmbedding(SIZES, widths, include_last_offset=False, pooling=pooling)
     other.load_state_dict(emb.state_dict())
     assert torch.equal(other(values, bags[:-1]), emb(values, bags))
     assert torch.equal(other(values.int(), bags[:-1].int()), emb(values, bags))
@@ -200,28 +178,6 @@ def test_derivatives_of_a_pooling_per_field(kinds):
         moved[place] = step
         difference = (pooled(weight + moved) - pooled(weight - moved)) / (2 * step)
         torch.testing.assert_close(found[(..., *place)], difference, rtol=1e-6, atol=1e-6)
-
-
-@WIDTHS
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_trains_with_a_pooling_per_field(dtype, widths):
-    """The gradients of a table are the sums of those of its fields, which share no row."""
-    torch.manual_seed(0)
-    emb = FusedEmbedding(SIZES, widths, pooling=["max", "mean", "sum"], dtype=dtype)
-    exact = FusedEmbedding(SIZES, widths, pooling=emb.pooling, dtype=torch.float64)
-    exact.load_state_dict(emb.state_dict())
-    values, bags = bags_of([3, 0, 5, 1, 4, 0, 2, 2, 30, 0, 1, 6])
-    grad = torch.randn(4, sum(emb.widths)).to(dtype)
-    for each in (emb, exact):
-        out = each(values, bags)
-        out.backward(grad.to(out.dtype))
-    for ours, theirs in zip(emb.table_weights(), exact.table_weights(), strict=True):
-        assert ours.grad.is_sparse
-        found = ours.grad.to_dense().double()
-        torch.testing.assert_close(found, theirs.grad.to_dense(), **TOLERANCES[dtype])
-    before = emb.table_weights()[0].detach().clone()
-    optim.LazyAdam(emb, lr=0.1).step()
-    assert (emb.table_weights()[0] != before).any()
 
 
 def test_poolings_that_are_refused():
