@@ -49,6 +49,32 @@ SOURCE = {
         "weight": {"kind": "dense"},
     },
 }
+COMPUTED = SOURCE | {
+    "columns": {
+        "hour": 'hour("when")',
+        "dear": "price * 2 > 4.5 AND member",
+        "letters": "length(city)",
+        "week": '"user" % 7',
+        "liked": "stars >= 3",
+        "night": 'hour("when") = 3',
+    },
+    "types": {
+        "when": "time",
+        "price": "number",
+        "member": "boolean",
+        "user": "integer",
+        "stars": "integer",
+    },
+    "labels": {"click": "liked", "conversion": "conversion"},
+    "drop": [["night", "==", True]],
+    "fields": SOURCE["fields"]
+    | {
+        "hour": "categorical",
+        "dear": "categorical",
+        "letters": {"kind": "numeric", "buckets": 3},
+        "week_member": {"cross": ["week", "member"]},
+    },
+}
 FEATURES = ["user", "city", "member", "item", "price", "weight"]
 
 
@@ -59,6 +85,7 @@ def make_rows() -> pa.Table:
     random = np.random.default_rng(0)
     user = random.integers(0, 60, ROWS)
     click = random.random(ROWS) < 0.5
+    hours = random.integers(0, 24, ROWS).tolist()
     return pa.table(
         {
             "user": pa.array(20_000_000_000 + 4 * user, mask=user == 7),
@@ -69,6 +96,10 @@ def make_rows() -> pa.Table:
             "weight": random.integers(-50, 50, ROWS) / 8,
             "click": click.astype(np.int8),
             "conversion": (click & (random.random(ROWS) < 0.5)).astype(np.int8),
+            "when": [
+                f"2026-05-{1 + hour:02d} {hour:02d}:30:00" if hour else None for hour in hours
+            ],
+            "stars": random.integers(1, 6, ROWS),
         }
     )
 
@@ -87,16 +118,16 @@ def as_words(table, true, false):
     return with_column(table, "member", pc.if_else(table["member"], true, false))
 
 
-def parquet(table, folder):
+def parquet(table, folder, *_):
     pq.write_table(table, folder / "log.parquet")
     return folder / "log.parquet"
 
 
 def parquet_of(change):
-    return lambda table, folder: parquet(change(table), folder)
+    return lambda table, folder, *_: parquet(change(table), folder)
 
 
-def parquet_folder(table, folder):
+def parquet_folder(table, folder, *_):
     """Two files: the second has floats for ids, and its columns in another order."""
     (folder / "log").mkdir()
     pq.write_table(table.slice(0, 100), folder / "log/a.parquet")
@@ -108,19 +139,19 @@ def parquet_folder(table, folder):
     return folder / "log"
 
 
-def tsv_compressed(table, folder):
+def tsv_compressed(table, folder, *_):
     with pa.output_stream(folder / "log.tsv.zst") as stream:
         csv.write_csv(table, stream, csv.WriteOptions(delimiter="\t"))
     return folder / "log.tsv.zst"
 
 
-def csv_by_pandas(table, folder):
+def csv_by_pandas(table, folder, *_):
     """Users are written as 20000000004.0, members as True."""
     table.to_pandas().to_csv(folder / "log.csv", index=False)
     return folder / "log.csv"
 
 
-def csv_of_windows(table, folder):
+def csv_of_windows(table, folder, *_):
     """With a byte order mark."""
     csv.write_csv(table, folder / "plain.csv")
     text = (folder / "plain.csv").read_bytes().replace(b"\n", b"\r\n")
@@ -128,21 +159,21 @@ def csv_of_windows(table, folder):
     return folder / "log.csv"
 
 
-def json_of_pandas(table, folder):
+def json_of_pandas(table, folder, *_):
     """JSON lines, users written as floats where one is missing."""
     table.to_pandas().to_json(folder / "log.jsonl", orient="records", lines=True)
     return folder / "log.jsonl"
 
 
-def messages(table, _):
+def messages(table, _, source):
     """The rows as the messages of a topic, of which each is JSON text."""
     encoded = [json.dumps(row).encode() for row in table.to_pylist()]
-    rows, reasons = RowReader(parse_schema(SOURCE)).read(encoded)
+    rows, reasons = RowReader(parse_schema(source)).read(encoded)
     assert not any(reasons)
     return rows
 
 
-def record_batches(table, _):
+def record_batches(table, *_):
     """Batches of which each infers the types of its own values."""
     rows = table.to_pylist()
     batches = [pa.Table.from_pylist(rows[start : start + 60]) for start in range(0, ROWS, 60)]
@@ -158,12 +189,15 @@ def as_text(table):
 
 
 def as_bytes(table):
-    """Bytes, decimals, dictionaries and half floats; missing cities are empty."""
+    """Bytes, decimals, dictionaries, half floats and times with a zone; missing cities are empty."""
     table = with_column(table, "city", pc.fill_null(table["city"], "").cast(pa.binary()))
     numbers = [decimal.Decimal(str(value)) for value in table["price"].to_pylist()]
     table = with_column(table, "price", pa.array(numbers, pa.decimal128(12, 5)))
     table = with_column(table, "weight", table["weight"].dictionary_encode())
-    return as_words(cast(table, user=pa.decimal128(22, 2), item=pa.float16()), "1", "0")
+    times = pc.assume_timezone(table["when"].cast(pa.timestamp("ms")), "UTC")
+    table = with_column(table, "when", times)
+    table = cast(table, user=pa.decimal128(22, 2), item=pa.float16(), stars=pa.decimal128(22, 2))
+    return as_words(table, "1", "0")
 
 
 CLOTHES = {
@@ -174,16 +208,18 @@ CLOTHES = {
     "csv by pandas": csv_by_pandas,
     "csv of Windows": csv_of_windows,
     "JSON lines by pandas": json_of_pandas,
-    "pandas, objects": lambda table, _: pd.DataFrame(table.to_pylist()),
-    "pandas, nullable": lambda table, _: (
+    "pandas, objects": lambda table, *_: pd.DataFrame(table.to_pylist()),
+    "pandas, nullable": lambda table, *_: (
         table.to_pandas().convert_dtypes().set_index(np.arange(ROWS)[::-1] * 3)
     ),
-    "Polars, categories": lambda table, _: pl.from_arrow(table).with_columns(
+    "Polars, categories": lambda table, *_: pl.from_arrow(table).with_columns(
         pl.col("city").cast(pl.Categorical)
     ),
-    "views of text": lambda table, _: as_words(cast(table, city=pa.string_view()), "TRUE", "FALSE"),
-    "views of bytes": lambda table, _: cast(table, city=pa.binary_view()),
-    "runs of values": lambda table, _: with_column(
+    "views of text": lambda table, *_: as_words(
+        cast(table, city=pa.string_view()), "TRUE", "FALSE"
+    ),
+    "views of bytes": lambda table, *_: cast(table, city=pa.binary_view()),
+    "runs of values": lambda table, *_: with_column(
         table, "city", pc.run_end_encode(table["city"].combine_chunks())
     ),
     "dicts, in batches": record_batches,
@@ -191,14 +227,12 @@ CLOTHES = {
 }
 
 
-@pytest.fixture(scope="module")
-def worn(tmp_path_factory):
-    """The folder ``data`` of the rows as parquet, an exported ``model``, and its scores
-    ``scores.parquet``.
+def scored(folder, source):
+    """Returns a folder with a schema, the prepared folder ``data`` of the rows as parquet, an exported
+    ``model``, and its scores ``scores.parquet``.
     """
-    folder = tmp_path_factory.mktemp("worn")
     log = parquet(make_rows(), folder)
-    write_schema(folder / "worn.toml", SOURCE, "Written by the tests.")
+    write_schema(folder / "worn.toml", source, "Written by the tests.")
     adaftr_fast.prepare(log, folder / "data", dataset=folder / "worn.toml", progress=False)
     save_run(folder / "run", PreparedData(folder / "data"), ModelConfig(**SIZES))
     export_run(folder / "run", folder / "model")
@@ -206,17 +240,58 @@ def worn(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def worn(tmp_path_factory):
+    return scored(tmp_path_factory.mktemp("worn"), SOURCE)
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    return scored(tmp_path_factory.mktemp("computed"), COMPUTED)
+
+
+EITHER = pytest.mark.parametrize(
+    ("fixture", "source"), [("worn", SOURCE), ("computed", COMPUTED)], ids=["read", "computed"]
+)
+
+
+@EITHER
 @pytest.mark.parametrize("name", CLOTHES)
-def test_the_same_rows_have_the_same_ids_and_scores(worn, tmp_path, name):
-    log = CLOTHES[name](make_rows(), tmp_path)
-    adaftr_fast.predict(worn / "model", log, tmp_path / "scores.parquet", progress=False)
-    assert pq.read_table(tmp_path / "scores.parquet").equals(pq.read_table(worn / "scores.parquet"))
-    adaftr_fast.prepare(log, tmp_path / "data", dataset=worn / "worn.toml", progress=False)
+def test_the_same_rows_have_the_same_ids_and_scores(request, tmp_path, name, fixture, source):
+    folder = request.getfixturevalue(fixture)
+    log = CLOTHES[name](make_rows(), tmp_path, source)
+    adaftr_fast.predict(folder / "model", log, tmp_path / "scores.parquet", progress=False)
+    expected = pq.read_table(folder / "scores.parquet")
+    assert pq.read_table(tmp_path / "scores.parquet").equals(expected)
+    adaftr_fast.prepare(log, tmp_path / "data", dataset=folder / "worn.toml", progress=False)
     for file in ("train", "validation", "test", "vocabulary"):
         found, expected = (
-            pq.read_table(folder / f"data/{file}.parquet") for folder in (tmp_path, worn)
+            pq.read_table(each / f"data/{file}.parquet") for each in (tmp_path, folder)
         )
         assert found.equals(expected), file
+
+
+def test_the_ids_of_computed_columns_are_those_of_their_values(computed):
+    manifest = PreparedData(computed / "data").manifest
+    log = make_rows()
+    kept = log.filter(pc.fill_null(pc.invert(pc.starts_with(log["when"], "2026-05-04")), True))
+    assert manifest.total.rows == len(kept) < ROWS
+    liked = pc.sum(pc.greater_equal(kept["stars"], 3)).as_py()
+    assert manifest.total.positives["click"] == liked
+    hours = next(field for field in manifest.fields if field.name == "hour")
+    assert hours.num_embeddings == 1 + len(pc.unique(kept["when"].drop_null()))
+
+
+def test_a_column_of_the_log_with_the_name_of_a_computed_one_is_not_read(computed, tmp_path):
+    log = make_rows().append_column("hour", pa.array([99] * ROWS))
+    options = {"keep": ["hour"], "progress": False}
+    adaftr_fast.predict(computed / "model", log, tmp_path / "scores.parquet", **options)
+    found = pq.read_table(tmp_path / "scores.parquet")
+    assert found["hour"].to_pylist() == [99] * ROWS
+    assert found.drop_columns("hour").equals(pq.read_table(computed / "scores.parquet"))
+    schema = computed / "worn.toml"
+    data = adaftr_fast.prepare(log, tmp_path / "data", dataset=schema, progress=False)
+    assert data.manifest.fingerprint == PreparedData(computed / "data").manifest.fingerprint
 
 
 REQUESTS = {
@@ -250,14 +325,16 @@ def assert_same_scores(found, expected):
         np.testing.assert_allclose(ours.to_numpy(), theirs.to_numpy(), rtol=1e-5)
 
 
+@EITHER
 @pytest.mark.parametrize("name", REQUESTS)
-def test_requests_have_the_scores_of_the_file(worn, name):
+def test_requests_have_the_scores_of_the_file(request, name, fixture, source):
     """Whatever the number of rows, here 1, 5 and all; to the bit those of a table of as
     many rows.
     """
-    scorer = load_scorer(worn / "model")
-    log = make_rows()
-    expected = pq.read_table(worn / "scores.parquet")
+    folder = request.getfixturevalue(fixture)
+    scorer = load_scorer(folder / "model")
+    log = make_rows().select([*FEATURES, "when"] if source is COMPUTED else FEATURES)
+    expected = pq.read_table(folder / "scores.parquet")
     for first, count in ((5, 1), (77, 5), (0, ROWS)):
         rows = log.slice(first, count)
         found = scorer.score(REQUESTS[name](rows))
@@ -268,8 +345,9 @@ def test_requests_have_the_scores_of_the_file(worn, name):
 
 def test_a_dict_is_one_row(worn):
     scorer = load_scorer(str(worn / "model"))
-    row = make_rows().select(FEATURES).slice(5, 1).to_pylist()[0]
-    expected = scorer.score(make_rows().slice(5, 1))
+    rows = make_rows().select(FEATURES)
+    row = rows.slice(5, 1).to_pylist()[0]
+    expected = scorer.score(rows.slice(5, 1))
     assert_same_scores(expected, pq.read_table(worn / "scores.parquet").slice(5, 1))
     assert scorer.score(row).equals(expected)
     assert scorer.score({**row, "note": "x"}, extra="ignore").equals(expected)
@@ -280,7 +358,8 @@ def test_a_dict_is_one_row(worn):
 
 def test_rows_may_have_the_columns_that_an_inferred_schema_leaves_out(worn, tmp_path):
     """By name or, as times, by type."""
-    log = make_rows().append_column("note", pa.array(["x"] * ROWS))
+    log = make_rows().drop_columns(["when", "stars"])
+    log = log.append_column("note", pa.array(["x"] * ROWS))
     log = log.append_column("day", pa.array([datetime.date(2026, 1, 1)] * ROWS))
     source = infer_schema(
         [parquet(log, tmp_path)], ["click", "conversion"], group="user", ignore=["note"]
@@ -293,7 +372,7 @@ def test_rows_may_have_the_columns_that_an_inferred_schema_leaves_out(worn, tmp_
         parse_schema(source | {"ignore": ["price"]})
     model = load_scorer(worn / "model")
     scorer = dataclasses.replace(model, schema=parse_schema(SOURCE | {"ignore": ["note", "day"]}))
-    assert scorer.score(log).equals(model.score(make_rows()))
+    assert scorer.score(log).equals(model.score(log.drop_columns(["note", "day"])))
     with pytest.raises(DataError, match=r"^rows: column 'other' is not in the schema"):
         scorer.score(log.append_column("other", log["note"]))
 
@@ -403,6 +482,11 @@ ROW = {"user": 1, "city": "x", "member": True, "item": 3, "price": 1.5, "weight"
 def test_rows_that_are_none_are_named(worn, rows, error, message):
     with pytest.raises(error, match=f"^{message}"):
         load_scorer(worn / "model").score(rows)
+
+
+def test_a_value_of_another_type_in_a_request_is_named(computed):
+    with pytest.raises(DataError, match=r"when: expected type time, got 'noon'"):
+        load_scorer(computed / "model").score({**ROW, "when": "noon"})
 
 
 OTHERWISE = [
