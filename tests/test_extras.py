@@ -67,6 +67,8 @@ COMMANDS = [
      'adaftr-fast train: tqdm is not installed: pip install "adaftr-fast[train]"'),
     ("optuna", ["tune", "--out", "none"],
      'adaftr-fast tune: optuna is not installed: pip install "adaftr-fast[tune]"'),
+    ("ray", ["prepare", "--dataset", "flights", "--engine", "ray", "--out", "none"],
+     'adaftr-fast prepare: engine ray: ray is not installed: pip install "adaftr-fast[ray]"'),
     ("uvicorn", ["serve", "none"], 'adaftr-fast serve: uvicorn is not installed: pip install '
 '"adaftr-fast[serve]"'),
 ]  # fmt: skip

@@ -161,42 +161,6 @@ def test_rows_that_are_left_out_are_noted(shop, tmp_path):
     assert f"<p>{html.escape(note)}</p>" in data._repr_html_()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "expected dataset, or labels to infer a schema from the file; got neither"),
-        ({"labels": "click", "dataset": "flights"}, "expected dataset, or labels .*; got both"),
-        ({"labels": []}, "labels: expected one or more columns, got none"),
-        ({"labels": "clik"}, "no column 'clik'; the file has time, user, item"),
-        ({"labels": "click", "group": "usr"}, "no column 'usr'"),
-        ({"dataset": "flites"}, "unknown data set 'flites'; expected one of aliccp"),
-        (
-            {"dataset": "flights", "group": "user"},
-            "group: goes with labels, got group = 'user' with dataset = 'flig",
-        ),
-        (
-            {"dataset": "flights", "multi": {"tags": "|"}},
-            "multi: goes with labels, got multi = {'tags': ",
-        ),
-        ({"dataset": "flights", "funnel": []}, r"funnel: goes with labels, got funnel = \[\]"),
-        (
-            {"labels": "click", "funnel": ["click", "buy"]},
-            "funnel: expected two or more of the labels click, or none",
-        ),
-        ({"labels": "click", "bad_rows": 1.0}, r"bad_rows: expected a share in \[0, 1\), got 1.0"),
-        ({"files": [], "labels": "click"}, "files: expected one or more beside labels, got none"),
-        (
-            {"labels": "click", "thousands": "x"},
-            "text.thousands: expected one of the characters .* got 'x'",
-        ),
-    ],
-)
-def test_wrong_arguments_are_named(shop, tmp_path, options, message):
-    with pytest.raises(DataError, match=message):
-        af.prepare(**{"files": shop / "log.csv", "out": tmp_path / "data"} | options)
-    assert not (tmp_path / "data").exists()
-
-
 def funnel_log(nested):
     """A log of 400 rows, in which each row with "buy" has "click", or half of them."""
     click = [int(n % 4 == 0) for n in range(400)]

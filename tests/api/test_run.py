@@ -11,7 +11,7 @@ from adaftr_fast.cli import main
 from adaftr_fast.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.display.tables import paragraphs
-from adaftr_fast.errors import CheckpointError, ConfigError, DataError
+from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.training.trained import metric_notes
 
 from .conftest import MODEL, OPTIMIZER, TRAINING
@@ -198,51 +198,6 @@ def test_evaluate_measures_any_split_of_a_run_or_its_folder(run, data):
     assert found.doubts == doubts
     assert doubts[-1].startswith("The model was trained for 14 steps, in which it can hardly ")
     assert found._repr_html_() == found.table().html() + paragraphs(*notes)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        (
-            {"model": {"nam": "mmoe"}},
-            ConfigError,
-            "model: unknown option 'nam'; expected one of name, backbone",
-        ),
-        ({"training": 5}, TypeError, "training: expected a dict of options, got 5"),
-        (
-            {"config": {"model": {}}},
-            TypeError,
-            "config: expected a RunConfig or the path of a TOML file, got {'model'",
-        ),
-        ({"config": "no.toml"}, OSError, "no.toml"),
-        ({"data": "nothing"}, DataError, "nothing: not a prepared folder"),
-        ({"warm_start": "nothing"}, CheckpointError, "nothing/best: no checkpoint here"),
-        ({"warm_start": 5}, TypeError, "warm_start: expected a run or its folder, got int"),
-    ],
-)
-def test_wrong_arguments_of_train_are_named(data, tmp_path, options, error, message):
-    with pytest.raises(error, match=message):
-        af.train(**{"data": data, "out": tmp_path / "run", "training": TRAINING} | options)
-    assert not (tmp_path / "run/best").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (["nothing"], CheckpointError, "nothing/best: no checkpoint here"),
-        ([None], TypeError, "run: expected a run or its folder, got NoneType"),
-        (["RUN", "nothing"], DataError, "nothing: not a prepared folder"),
-        (["RUN", 5], TypeError, "data: expected a prepared folder or its path, got int"),
-        (
-            ["RUN", None, "tset"],
-            DataError,
-            "no split 'tset'; expected one of train, validation, test",
-        ),
-    ],
-)
-def test_wrong_arguments_of_evaluate_are_named(run, arguments, error, message):
-    with pytest.raises(error, match=message):
-        af.evaluate(*(run if each == "RUN" else each for each in arguments))
 
 
 def test_evaluate_refuses_a_split_whose_predictions_do_not_fit(run):

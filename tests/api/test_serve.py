@@ -1,12 +1,10 @@
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 import torch
 
 import adaftr_fast as af
 from adaftr_fast.cli import main
 from adaftr_fast.display.tables import paragraphs
-from adaftr_fast.errors import CheckpointError, DataError, ServingError
 from adaftr_fast.training.evaluation import predict
 
 
@@ -84,40 +82,3 @@ def test_rows_that_are_left_out_are_told(model, shop, tmp_path):
     assert scores.doubts == model.about.doubts
     page = paragraphs(*scores.lines()) + scores.unknown().html() + paragraphs(*scores.doubts)
     assert scores._repr_html_() == page
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
-    [
-        (["nothing", "LOG"], {}, ServingError, "nothing: not an exported model"),
-        (
-            [None, "LOG"],
-            {},
-            TypeError,
-            "model: expected an exported model or its folder, got NoneType",
-        ),
-        (["MODEL", []], {}, DataError, "files: expected one or more input files, got none"),
-        (["MODEL", "LOG"], {"keep": "usr"}, DataError, "no column 'usr'; the file has time, user"),
-    ],
-)
-def test_wrong_arguments_of_predict_are_named(
-    model, shop, tmp_path, arguments, options, error, message
-):
-    places = {"MODEL": model, "LOG": shop / "log.csv"}
-    chosen = [places.get(each, each) if isinstance(each, str) else each for each in arguments]
-    with pytest.raises(error, match=message):
-        af.predict(*chosen, tmp_path / "scores.parquet", progress=False, **options)
-    assert not (tmp_path / "scores.parquet").exists()
-
-
-@pytest.mark.parametrize(
-    ("given", "out", "error", "message"),
-    [
-        ("nothing", "out", CheckpointError, "nothing/best: no checkpoint here"),
-        (5, "out", TypeError, "^run: expected a run or its folder, got int$"),
-        (None, "data", ServingError, "exists and is not an exported model"),
-    ],
-)
-def test_wrong_arguments_of_export_are_named(shop, run, given, out, error, message):
-    with pytest.raises(error, match=message):
-        af.export(given or run, shop / out)

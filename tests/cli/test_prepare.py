@@ -12,8 +12,6 @@ from .conftest import fails
 def test_memory_and_shards(schema, log, tmp_path, capsys):
     out = tmp_path / "out"
     command = f"prepare --dataset {schema} --files {log} --out {out}".split()
-    needed = "memory: expected more than 0.375 GB, which the program itself takes, got 0.375"
-    assert needed in fails([*command, "--memory", "0.375"], capsys)
     assert main([*command, "--shards", "2", "--memory", "0.5"]) == 0
     assert "| train      | 2,100 |" in capsys.readouterr().out
 

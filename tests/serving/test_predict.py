@@ -139,8 +139,6 @@ def test_the_bound_of_memory_holds_for_parquet_and_text(shop, predicted, tmp_pat
         with pytest.raises(ConfigError, match=bound):
             predicted(path, memory=0.3750001)
         assert predicted(path, memory=0.4).rows == 600
-    with pytest.raises(ConfigError, match=r"^memory: expected more than 0.375 GB"):
-        predicted(shop / "log.parquet", memory=0.2)
 
 
 def test_errors_keep_the_earlier_scores(shop, scorer, tmp_path):

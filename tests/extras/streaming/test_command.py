@@ -18,10 +18,6 @@ from tests.extras.streaming.test_kills import SCHEMA
         ),
         ("--folder HERE/none", "none: expected a folder to watch"),
         (
-            "--folder HERE --keep 0",
-            "adaftr-fast stream: keep: expected a finite number of at least 1, got 0",
-        ),
-        (
             "--folder HERE --settle nan",
             "adaftr-fast stream: settle: expected a finite number of at least 0, got nan",
         ),
