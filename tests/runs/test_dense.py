@@ -13,11 +13,6 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.models import build_model
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.warm_start import warm_start
-from adaftr_fast.serving.export import export_run
-from adaftr_fast.serving.predict import predict
-from adaftr_fast.serving.scorer import load_scorer
-from adaftr_fast.training.trained import load_trained
-from tests.serving.conftest import scores, scores_of_trainer
 
 from .conftest import SOURCE, settings
 
@@ -82,34 +77,6 @@ def ready(tmp_path):
         return PreparedData(tmp_path / name)
 
     return ready
-
-
-def test_predictions_of_raw_rows_are_those_of_the_trainer(ready, tmp_path):
-    data = ready()
-    train_one(data, settings(data.folder, name="mmoe"), tmp_path / "run")
-    export_run(tmp_path / "run", tmp_path / "model")
-    scorer = load_scorer(tmp_path / "model")
-    predict(scorer, [tmp_path / "data.parquet"], tmp_path / "scores.parquet")
-    found = scores(tmp_path / "scores.parquet")
-    # the splits are in order of the rows
-    expected = scores_of_trainer(load_trained(tmp_path / "run").model, data.folder)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    assert found.std(0).min() > 0.01
-
-    heat = [5.0, None, np.nan, np.inf, -np.inf, 1e300, -1e300, 1e9]
-    columns = {
-        "item": [1] * 8,
-        "tags": [[1]] * 8,
-        "heat": heat,
-        "spent": [3.0] * 8,
-        "same": [7] * 8,
-    }
-    # torch.nn.functional.linear rounds by the place of a row among others
-    rows = pa.record_batch(columns)
-    one_by_one = [scorer.probabilities(scorer.encode(rows.slice(row, 1)))[0, 0] for row in range(8)]
-    assert np.isfinite(scorer.probabilities(scorer.encode(rows))).all()
-    assert len(set(one_by_one[1:5])) == 1  # missing and infinite: the mean
-    assert one_by_one[5] == one_by_one[7] != one_by_one[6]  # the ends of the training split
 
 
 def test_every_model_reads_the_numbers(ready):

@@ -203,8 +203,9 @@ def test_the_yield_of_each_call_is_what_the_documentation_says(rehearse, stages)
     assert "\n".join(rows) in text, "\n".join(rows)
 
 
-def test_a_deadline_holds_for_each_stage(rehearse, stages):
+def test_a_deadline_holds_for_each_stage(rehearse, stages, capsys):
     out, _, done = rehearse(Plan(), calls=1, deadline=50.0)
+    assert "cells are left; the same command goes on" in capsys.readouterr().out
     for name, every in stages.items():
         times = [seconds for _, seconds, stage, _ in done if stage == name]
         assert not times or times[-1] - times[0] <= 50

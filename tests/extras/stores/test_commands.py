@@ -18,6 +18,10 @@ SMALL = {"max_epochs": 1, "batch_size": 256, "progress": False}
 OPTIONS = "--training.max_epochs 1 --training.batch_size 256 --training.progress false"
 
 
+# What commands ask of a store is tested with both of them in test_folders.py.
+ONE_STORE = pytest.mark.parametrize("store", ["s3"], indirect=True)
+
+
 def call(command):
     return main(command.split())
 
@@ -83,6 +87,7 @@ def test_from_logs_to_scores_each_command_on_a_machine_of_its_own(
     assert found == folders | {f"{each}/published.json" for each in folders} | files
 
 
+@ONE_STORE
 def test_functions_take_and_return_urls(store, data, capsys, monkeypatch):
     prepared, file = data
     url = store.url
@@ -122,6 +127,7 @@ af.train(sys.argv[1], sys.argv[2], training=training)
 """
 
 
+@ONE_STORE
 def test_a_killed_run_goes_on_on_another_machine(store, data, tmp_path, elsewhere, capsys):
     prepared, _ = data
     url = f"{store.url}/run"
@@ -133,6 +139,7 @@ def test_a_killed_run_goes_on_on_another_machine(store, data, tmp_path, elsewher
     assert run.test == af.train(prepared, tmp_path / "whole", training=training).test
 
 
+@ONE_STORE
 def test_days_in_a_store(store, data, elsewhere, tmp_path):
     prepared, file = data
     schema = prepared.folder.parent / "shop.toml"
@@ -149,6 +156,7 @@ def test_days_in_a_store(store, data, elsewhere, tmp_path):
     assert call(f"export --run {url}/daily/day-0002/run --out {tmp_path}/model") == 0
 
 
+@ONE_STORE
 def test_a_search_in_a_store_goes_on(store, data, elsewhere, capsys):
     pytest.importorskip("optuna")
     prepared, _ = data
@@ -160,6 +168,7 @@ def test_a_search_in_a_store_goes_on(store, data, elsewhere, capsys):
     assert len([*local(f"{store.url}/tune/trials").iterdir()]) == 2
 
 
+@ONE_STORE
 def test_a_log_is_generated_in_a_store(store, capsys):
     assert call(f"synthesize --rows 20000 --out {store.url}/log") == 0
     command = capsys.readouterr().out.split()
@@ -169,6 +178,7 @@ def test_a_log_is_generated_in_a_store(store, capsys):
     assert "train.parquet" in json.loads(fs.cat_file(path))
 
 
+@ONE_STORE
 def test_missing_inputs_are_named(store, tmp_path, capsys):
     assert call(f"train --data {store.url}/none --out {tmp_path}/run") == 2
     assert f"{store.url}/none: no such file or folder" in capsys.readouterr().err
@@ -176,6 +186,7 @@ def test_missing_inputs_are_named(store, tmp_path, capsys):
     assert f"{store.url}/none: no such file or folder" in capsys.readouterr().err
 
 
+@ONE_STORE
 def test_two_ranks_write_one_run(store, data, elsewhere):
     prepared, _ = data
     url = f"{store.url}/run"

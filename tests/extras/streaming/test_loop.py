@@ -5,6 +5,7 @@ needs.
 import math
 import shutil
 import signal
+from functools import partial
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -22,10 +23,14 @@ from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.output import Output
 from adaftr_fast.serving.scorer import load_scorer, read_about
 from adaftr_fast.training.trained import load_trained
-from tests.extras.streaming.conftest import LONG_AGO, arrive, config, stream
+from tests.extras.streaming import conftest
+from tests.extras.streaming.conftest import LONG_AGO, arrive, config
 from tests.logs import read_records
 from tests.runs.conftest import SOURCE, keep_few_conversions
 from tests.tolerances import assert_same_bits
+
+# An export takes longer than a chunk: there is one after the first chunk, and one at the end.
+stream = partial(conftest.stream, export_minutes=1e6)
 
 
 def folders(out):
