@@ -9,6 +9,7 @@ from itertools import product
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 import adaftr_fast as af
 from tests.forks import ROOT
@@ -16,6 +17,7 @@ from tests.ops.cases import check, guards
 from tests.ops.cases.drawing import FLOATS, OPS, SIDES
 from tests.ops.cases.guards import Guarded
 from tests.ops.cases.inputs import assert_close
+from tests.ops.infonce.losses import Calls
 from tests.ops.marks import needs_extension
 
 
@@ -235,3 +237,24 @@ def test_every_op_is_called_on_guarded_memory(monkeypatch):
     plain = {"infonce_masked", "sum_rows"}  # PyTorch's ops alone
     assert names - elsewhere - called == unguarded | plain
     assert {op for op, _, _ in CASES} | {"infonce_spoiled"} == OPS.keys()
+
+
+# torch compares gradients with a function that takes no sparse ones; nn/embedding/test_compile.py
+# compares these.
+SPARSE = ("fused_embedding", "embedding_bags", "embedding_and_squares_backward")
+
+
+@needs_extension
+def test_ops_pass_the_checks_of_torch():
+    """Schema, autograd, fake tensors and compilation, but of one whose bool depends on values."""
+    with Calls() as calls:
+        for op, sizes, options in CASES:
+            check({"op": op, "sizes": sizes, "options": options, "seed": 1})
+    called = {op: (args, kwargs or {}) for op, args, kwargs in calls.found}
+    del called[torch.ops.adaftr_fast.strictly_rising.default]
+    for op, (args, kwargs) in called.items():
+        names = ["test_schema", "test_autograd_registration", "test_faketensor"]
+        torch.library.opcheck(op, args, kwargs, test_utils=names)
+        if op._schema.name.partition("::")[2] in SPARSE:
+            args = tree_map_only(torch.Tensor, torch.Tensor.detach, args)
+        torch.library.opcheck(op, args, kwargs, test_utils="test_aot_dispatch_dynamic")

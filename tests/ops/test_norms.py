@@ -51,24 +51,6 @@ def test_the_same_bits_on_any_number_of_threads():
     assert_same_bits(results[1:], results[:1] * 2)
 
 
-def test_is_an_op_that_compiles():
-    tensors = [torch.randn(30, 4, requires_grad=True), torch.randn(5, requires_grad=True)]
-    checks = (
-        "test_schema",
-        "test_faketensor",
-        "test_autograd_registration",
-        "test_aot_dispatch_static",
-    )
-    torch.library.opcheck(
-        torch.ops.adaftr_fast.squared_norm.default, (tensors, [0.5, 2.0]), test_utils=checks
-    )
-    scaled = torch.ops.adaftr_fast.scaled.default
-    torch.library.opcheck(
-        scaled, (torch.tensor(3.0), [torch.randn(4, 30).T, torch.randn(5)], [0.5, 2.0])
-    )
-    assert torch.ops.adaftr_fast.scaled(torch.tensor(3.0), [], []) == []
-
-
 @pytest.mark.parametrize(
     ("tensors", "scales", "message"),
     [

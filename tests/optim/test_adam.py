@@ -287,28 +287,6 @@ def test_deferred_lookup_compiles_to_one_graph():
     torch.testing.assert_close(compiled(ids), emb(ids))
 
 
-def test_opcheck():
-    emb = FusedEmbedding(SIZES, 8)
-    optimizer = optim.Adam(emb)
-    emb(torch.zeros(4, 3, dtype=torch.int64)).sum().backward()
-    optimizer.step()
-    rows = emb.weight.grad._indices()[0]
-    grad = emb.weight.grad._values()
-    weight, state = stored(emb.weight), missed_steps(emb.weight).tensors
-    assert emb(torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 24)
-    ops = torch.ops.adaftr_fast
-    torch.library.opcheck(
-        ops.fused_embedding, (weight, torch.zeros(4, 3, dtype=torch.int64), emb.offsets, state)
-    )
-    torch.library.opcheck(ops.embedding_sgd_, (weight, rows, grad, 0.1, 0.0))
-    # A step of Adam increments the step count, so opcheck's repeated calls on one state would
-    # differ.
-    torch.library.opcheck(
-        ops.embedding_adam_, (weight, state, rows, grad, 0.1), test_utils="test_schema"
-    )
-    torch.library.opcheck(ops.embedding_adam_flush_, (weight, state), test_utils="test_schema")
-
-
 def test_new_optimizer_replaces_the_old_one():
     emb = FusedEmbedding(SIZES, 8)
     optimizer = optim.Adam(emb, lr=0.1)

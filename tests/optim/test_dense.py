@@ -220,12 +220,6 @@ def test_the_same_bits_on_any_number_of_threads():
     assert_same_bits(results[1:], results[:1] * 2)
 
 
-def test_schema_of_the_op():
-    # A step increments the counts of steps, so opcheck's repeated calls on one state would differ.
-    given = (*lists(), 0.01, 0.9, 0.999, 1e-8)
-    torch.library.opcheck(torch.ops.adaftr_fast.dense_adam_, given, test_utils="test_schema")
-
-
 @needs_extension
 def test_bad_lists():
     op = torch.ops.adaftr_fast.dense_adam_

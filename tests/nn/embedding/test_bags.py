@@ -323,10 +323,3 @@ def test_weight_decay_reaches_a_padding_row_that_is_looked_up():
         emb(torch.tensor([[row]])).sum().backward()
         optim.SGD(emb, lr=0.1, weight_decay=0.5).step()
         assert emb.weight[0].tolist() == pytest.approx([expected] * 2)
-
-
-def test_opcheck():
-    emb = FusedEmbedding(SIZES, 8)
-    values, bags = bags_of([2, 1, 2, 0, 0, 0])
-    arguments = (emb.weight.detach(), values, bags, None, emb.offsets, True, [])
-    torch.library.opcheck(torch.ops.adaftr_fast.embedding_bags, arguments)

@@ -31,14 +31,6 @@ def test_rows_are_rounded_to_half_a_step_and_zeros_stay(dtype):
     assert (codes[6, ::2] == 0).all()
 
 
-def test_schema_and_fake():
-    codes, scale = round_rows(torch.randn(50, 4))
-    for given in ((IDS, None, None), (VALUES, OFFSETS, None), (VALUES, OFFSETS, FACTORS)):
-        torch.library.opcheck(
-            torch.ops.adaftr_fast.int8_embedding, (codes, scale, *given, SIZES, True)
-        )
-
-
 def test_a_row_that_is_not_finite_stays_so():
     weight = torch.ones(2, 3)
     weight[0, 1], weight[1, 1] = torch.nan, torch.inf

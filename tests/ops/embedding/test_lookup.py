@@ -83,24 +83,6 @@ def test_gradients_of_another_shape_raise():
                 call(grad, width)
 
 
-def test_opcheck():
-    sizes = [3, 5]
-    field_offsets = field_offsets_of(sizes)
-    ids = random_ids(sizes, 6, torch.int64)
-    weight = torch.randn(8, 3, requires_grad=True)
-    # test_aot_dispatch_dynamic compares gradients with a function that does not support sparse
-    # tensors; tests/nn/embedding/test_compile.py tests the sparse gradient under torch.compile.
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(
-        torch.ops.adaftr_fast.fused_embedding, (weight, ids, field_offsets, []), test_utils=checks
-    )
-    torch.library.opcheck(
-        torch.ops.adaftr_fast.fused_embedding, (weight.detach(), ids, field_offsets, [])
-    )
-    arguments = (torch.randn(6, 6), ids, field_offsets, 3)
-    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding_backward, arguments)
-
-
 # Many fields, one thread each; few fields, whose rows the threads share; one field; one field with
 # a single row.
 @pytest.mark.parametrize(

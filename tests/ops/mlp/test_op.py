@@ -162,14 +162,6 @@ def test_first_and_second_derivatives():
             assert torch.autograd.gradgradcheck(function, given)
 
 
-def test_opcheck():
-    """Compilation to one graph among the rest."""
-    torch.library.opcheck(OP.default, drawn(9, SMALL).to(torch.float32, requires_grad=True))
-    torch.library.opcheck(
-        MIXTURE.default, [x.float().requires_grad_() for x in experts(7, 2, 3, 5)]
-    )
-
-
 @needs_extension
 @on_kernels("mlp", torch.float32, torch.bfloat16)
 def test_infinity_does_not_reach_padding(dtype, instruction_set):
