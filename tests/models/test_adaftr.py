@@ -151,16 +151,3 @@ def test_pairs_name_anchor_and_other():
     data = batch(tasks=3)
     assert_losses(built, data, paper.adaftr_losses(built, "mmoe", data, [(1, 0), (1, 2)])[0])
     assert list(built.diagnostics(data)) == ["tau/view-click", "tau/view-conversion"]
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_serving_needs_the_backbone_only(backbone):
-    built = adaftr(backbone=backbone)
-    data = batch()
-    alone = model(backbone)
-    names = {n: p for n, p in built.state_dict().items() if n.startswith("backbone.")}
-    alone.load_state_dict({n.removeprefix("backbone."): p for n, p in names.items()})
-    trained = built(data.ids)
-    del built.relatedness, built.contrasts
-    assert torch.equal(built(data.ids), trained)
-    assert torch.equal(alone(data.ids), trained)
