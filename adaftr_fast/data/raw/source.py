@@ -291,8 +291,11 @@ class Source:
                 with self._reading(role, "cannot count its rows"):
                     self._add(account, rows, has, lacking, count)
                 count += len(rows)
-                if "train" in has and has["train"].any():
-                    yield rows.columns.filter(pa.array(has["train"]))
+                in_train = has.get("train", np.zeros(1, bool))
+                if in_train.any():
+                    yield (
+                        rows.columns if in_train.all() else rows.columns.filter(pa.array(in_train))
+                    )
                 advance(len(rows))
             reasons = dict(sum((each.reasons for each in lacking), Counter()))
             first = sorted(example for each in lacking for example in each.first)[:EXAMPLES]
