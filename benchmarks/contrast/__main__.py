@@ -1,7 +1,7 @@
 """How many rows does the contrast of Eq. 13 need?
 
     python -m benchmarks.contrast                           all tables of docs/results.md, from benchmarks/results
-    python -m benchmarks.contrast grid --sets flights       trains what is missing there of a part, then all tables
+    python -m benchmarks.contrast grid --sets flights       trains what is missing there of a part, then its table
     python -m benchmarks.contrast --runs mine.json grid --sets flights --seeds 3       one's own runs
 
 Eq. 13 contrasts each row with the other 1,023 of its batch. ``model.contrast_rows`` = k divides the
@@ -93,8 +93,8 @@ def main() -> None:
         sets = arguments.sets or list(part.sets)
         seeds = arguments.seeds or None
         train(part, sets, seeds, arguments.jobs, arguments.data, arguments.out, store)
-    for name, made in TABLES.items():
-        print(f"\n{name}\n\n{made(store.cases())}")
+    for name in [f"contrast_{arguments.part}"] if arguments.part else TABLES:
+        print(f"\n{name}\n\n{TABLES[name](store.cases())}")
 
 
 if __name__ == "__main__":
