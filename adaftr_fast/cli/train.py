@@ -87,12 +87,15 @@ class Tune(Fitted, OnEngine, Command):
         if self.parallel is not None and (self.engine != "ray" or self.parallel < 1):
             raise ConfigError(f"--parallel: expected >= 1, with --engine ray, got {self.parallel}")
         config = self.config
-        space = (
-            default_space(config) if self.space is None else read_space(Path(self.space), config)
-        )
+        data = open_data(config.data.folder)
+        if self.space is None:
+            manifest = data.manifest
+            rows = manifest.splits["train"].rows
+            space = default_space(config.for_log(rows, manifest.parsed.preset))
+        else:
+            space = read_space(Path(self.space), config)
         device = config.training.device
         with output(self.out) as out:
-            data = open_data(config.data.folder)
             search = Search(data, config, space, out.local, self.task, out)
             with self.training_engine(self.out, device, self.parallel or 1) as engine:
                 print(tune_and_report(search, self.trials, engine))

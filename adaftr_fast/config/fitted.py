@@ -20,7 +20,18 @@ OTHER_CONTRASTS = {  # options that the blocks would contradict, or leave withou
     "model.relatedness_updates",
     "model.temperature_updates",
 }
+OF_ADAFTR = {  # options that no other model reads
+    *CONTRAST,
+    *OTHER_CONTRASTS,
+    "model.backbone",
+    "model.beta",
+    "model.pairs",
+    "model.contrast_layer",
+    "model.contrast_precision",
+    "model.contrast_updates",
+}
 FITTED = (
+    "model.name",
     *CONTRAST,
     "model.wide",
     "model.start_at_rates",
@@ -47,9 +58,10 @@ def fitted(rows: int, given: dict[str, Any]) -> dict[str, Any]:
 
     A small log needs small batches, or its epochs have too few steps to leave the start. The
     learning rate falls to nothing over a fixed number of epochs, after which the weights of the best
-    epoch are taken: no epoch is the last one because a few before it were noisy. AdaFTR contrasts
-    within blocks of rows, as in the preset "recommended" of the model, unless an option is
-    given that decides on its contrast otherwise.
+    epoch are taken: no epoch is the last one because a few before it were noisy. The model is MMoE,
+    by the rule of benchmarks/evidence/protocol.md, or AdaFTR if an option is given that no other
+    model reads. AdaFTR contrasts within blocks of rows, as in the preset "recommended" of the
+    model, unless an option is given that decides on its contrast otherwise.
 
     Args:
         rows: the number of training rows.
@@ -58,9 +70,10 @@ def fitted(rows: int, given: dict[str, Any]) -> dict[str, Any]:
     batch_size = given.get("training.batch_size", _batch_size(rows))
     epochs = given.get("training.max_epochs", _epochs(rows))
     steps = epochs * max(1, rows // batch_size)
-    contrasts = given.get("model.name", "adaftr") == "adaftr"
-    in_blocks = contrasts and not given.keys() & {*CONTRAST, *OTHER_CONTRASTS}
+    name = given.get("model.name", "adaftr" if given.keys() & OF_ADAFTR else "mmoe")
+    in_blocks = name == "adaftr" and not given.keys() & {*CONTRAST, *OTHER_CONTRASTS}
     return (CONTRAST if in_blocks else {}) | {
+        "model.name": name,
         # TorchRec shards one module of tables
         "model.wide": rows < LARGE and given.get("training.tables") != "torchrec",
         "model.start_at_rates": True,

@@ -25,12 +25,25 @@ def test_every_log_gets_options_that_can_train(rows):
     )
     assert batch_size <= rows
     assert steps == epochs * (rows // batch_size)
-    assert set(fitted(rows, {})) == set(FITTED)
+    assert set(fitted(rows, {"model.name": "adaftr"})) == set(FITTED)
     assert found.for_log(1_000_000) == found  # a fitted configuration is complete
 
 
-def test_adaftr_contrasts_in_blocks_unless_told_otherwise():
+def test_the_model_is_mmoe_unless_an_option_names_adaftr():
     config = RunConfig(preset="fitted")
+    assert options(config.for_log(5_000), "model.name") == ["mmoe"]
+    for model, name in (
+        ({"name": "ple", "beta": 0.1}, "ple"),
+        ({"embedding_dim": 4}, "mmoe"),
+        ({"beta": 0.1}, "adaftr"),
+        ({"backbone": "ple"}, "adaftr"),
+        ({"tau": "scalar"}, "adaftr"),
+    ):
+        assert options(config.with_options(model=model).for_log(5_000), "model.name") == [name]
+
+
+def test_adaftr_contrasts_in_blocks_unless_told_otherwise():
+    config = RunConfig(preset="fitted").with_options(model={"name": "adaftr"})
     names = ("model.contrast_rows", "model.tau")
     assert options(config.for_log(5_000), *names) == [2, "fixed"]
     for model in ({"name": "mmoe"}, {"contrast": "mse"}, {"relatedness_updates": "all"}):
