@@ -53,6 +53,9 @@ Added on 2026-12-03, in a results file of its own, contrast_apart.json:
    gains as much. And L_cl with debiased negatives (a tenth of them positives) and with hard ones
    (weights of concentration 1), both by the defaults of their authors.
 
+8. towers: two runs of the parts before in which a tower died, again and with output biases that
+   start at the rates (``model.start_at_rates``), in contrast_towers.json.
+
 Every comparison of two rows is a paired t-test over seeds. p is corrected by Holm's method for all
 of these tests of the parts 2 to 6 together. All rows are reported. Seeds run in order, each with
 all its rows, so an interrupted part has complete comparisons; what limits the number of seeds is

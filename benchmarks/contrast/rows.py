@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class Part:
     # the options of each row by its title; those of the backbone come first
     rows: dict[str, dict[str, Any]]
     sets: tuple[str, ...]
-    seeds: range
+    seeds: Sequence[int]
     backbones: tuple[str, ...] = ("mmoe",)
 
 
@@ -107,6 +108,16 @@ PARTS = {
         },
         ("flights",),
         range(10),
+    ),
+    "towers": Part(
+        {
+            "fixed, k = 16": SETTINGS["fixed"] | {"contrast_rows": 16},
+            "fixed, k = 16, from the rates": SETTINGS["fixed"]
+            | {"contrast_rows": 16, "start_at_rates": True},
+        },
+        ("synthetic",),
+        (5, 103),
+        ("mmoe", "ple"),
     ),
 }
 

@@ -231,6 +231,19 @@ def headline(cases: Cases) -> str:
     return table(header, "lrrrr", cells)
 
 
+def towers(cases: Cases) -> str:
+    """AUC of each run of the part towers, which shows towers that died."""
+    part = PARTS["towers"]
+    rows = {TITLES[each] for each in part.backbones} | part.rows.keys()
+    cells = [
+        [TITLES[case["backbone"]], case["row"], str(case["seed"]), *shown]
+        for case in cases
+        if case["set"] in part.sets and case["row"] in rows and case["seed"] in part.seeds
+        for shown in [[f"{case['scores'][f'test {t}']:.2f}" for t in ("click", "conversion")]]
+    ]
+    return table("backbone | row | seed | click AUC | conversion AUC", "llrrr", cells)
+
+
 TABLES = {
     "contrast_headline": headline,
     "contrast_grid": grid,
@@ -239,6 +252,7 @@ TABLES = {
     "contrast_temperature": partial(_compared, "temperature"),
     "contrast_why": partial(_compared, "why"),
     "contrast_apart": partial(_compared, "apart"),
+    "contrast_towers": towers,
     "contrast_backbones": partial(_compared, "backbones"),
     "contrast_sparsity": partial(_compared, "sparsity"),
 }
