@@ -3,7 +3,7 @@
 import pytest
 
 from adaftr_fast.config import RunConfig
-from adaftr_fast.config.fitted import FITTED, fitted
+from adaftr_fast.config.fitted import FITTED, OF_ADAFTR, fitted
 from adaftr_fast.errors import ConfigError
 
 
@@ -31,6 +31,7 @@ def test_every_log_gets_options_that_can_train(rows):
 
 def test_the_model_is_mmoe_unless_an_option_names_adaftr():
     config = RunConfig(preset="fitted")
+    assert config.flat().keys() >= OF_ADAFTR
     assert options(config.for_log(5_000), "model.name") == ["mmoe"]
     for model, name in (
         ({"name": "ple", "beta": 0.1}, "ple"),
