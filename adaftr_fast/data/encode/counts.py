@@ -16,6 +16,7 @@ from adaftr_fast.data.arrow import one_array
 
 # rows of unmerged counts, beside as many as there are merged ones, before they are merged
 COMPACT_ROWS = 1 << 16
+DENSE_RATIO = 4  # integers from the smallest to the largest one, for each value of a batch
 
 
 class ValueCounts:
@@ -32,8 +33,9 @@ class ValueCounts:
 
     def update(self, values: pa.Array) -> None:
         """Adds a batch of values of type ``kind``, or of text."""
-        counted = pc.value_counts(values.drop_null())
-        self._append(pa.table({"value": counted.field("values"), "count": counted.field("counts")}))
+        values = values.drop_null()
+        found = _dense_counts(values) if pa.types.is_integer(values.type) else None
+        self._append(pa.table(found or pc.value_counts(values).flatten(), ["value", "count"]))
 
     def merge(self, other: ValueCounts) -> None:
         """Adds the counts of another subset of the rows."""
@@ -76,6 +78,21 @@ class ValueCounts:
         values = one_array(whole["value"].dictionary_encode())
         counts = np.bincount(values.indices, whole["count"], len(values.dictionary))
         self._tables = [pa.table({"value": values.dictionary, "count": counts.astype(np.int64)})]
+
+
+def _dense_counts(values: pa.Array) -> list[pa.Array] | None:
+    """Returns the distinct integers of values [n] and their counts by an array of all integers
+    between the smallest and the largest one; None if these are many more than the values.
+    """
+    plain = values.to_numpy()
+    if not len(plain):
+        return None
+    lowest = plain.min()
+    if int(plain.max()) - int(lowest) >= DENSE_RATIO * len(plain):
+        return None
+    counts = np.bincount(plain - lowest)
+    present = np.flatnonzero(counts)
+    return [pa.array(present + lowest), pa.array(counts[present])]
 
 
 def _as_text(table: pa.Table) -> pa.Table:

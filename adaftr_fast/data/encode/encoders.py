@@ -32,6 +32,7 @@ from adaftr_fast.errors import DataError
 
 SEARCH_RATIO = 16  # a batch this much smaller than the vocabulary is looked up by binary search
 MOST_SPLITS = 1 << 16  # of a text: Arrow reserves memory for as many tokens as it may make
+DENSE_RATIO = 8  # integers from the smallest to the largest one, for each that is known
 CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: not in real values, so crosses are unambiguous
 
 
@@ -63,11 +64,32 @@ class Vocabulary:
         """
         known = self._integers if pa.types.is_integer(values.type) else self._text
         values = values.cast(known.type)
-        if pa.types.is_integer(known.type) and len(values) * SEARCH_RATIO < len(known):
-            return self._encode_by_search(values)
+        if pa.types.is_integer(known.type):
+            if self._by_place:
+                lowest, ids = self._by_place
+                # modulo 2^64, so values below the smallest one are large
+                places = values.fill_null(0).to_numpy().astype(np.uint64) - lowest
+                found = pa.array(ids[np.minimum(places, np.uint64(len(ids) - 1))])
+                return pc.if_else(values.is_valid(), found, pa.scalar(0, pa.int32()))
+            if len(values) * SEARCH_RATIO < len(known):
+                return self._encode_by_search(values)
         # hashes all known values on every call
         found = pc.index_in(values, value_set=known, skip_nulls=True)
         return pc.add(pc.fill_null(found, -1), pa.scalar(1, pa.int32()))
+
+    @cached_property
+    def _by_place(self) -> tuple[np.uint64, np.ndarray] | None:
+        """The smallest integer, and the ids of all integers from it to the largest one, then 0; None
+        if few of these are known.
+        """
+        known = self._integers.to_numpy()
+        span = int(known.max()) - int(known.min()) + 1 if len(known) else 0
+        if not 0 < span <= DENSE_RATIO * len(known):
+            return None
+        lowest = known.min().astype(np.uint64)
+        ids = np.zeros(span + 1, np.int32)
+        ids[known.astype(np.uint64) - lowest] = np.arange(1, len(known) + 1)
+        return lowest, ids
 
     def _encode_by_search(self, values: pa.Array) -> pa.Array:
         """Encodes a few integers by binary search, as a scoring request needs."""

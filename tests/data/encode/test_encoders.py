@@ -97,3 +97,20 @@ def test_buckets_by_hand(values, buckets, asked, ids):
     assert peak < 1_000_000
     assert found.encode(pa.array(asked)).to_pylist() == ids
     assert found.num_embeddings == max(*ids, 1) + 1
+
+
+@pytest.mark.parametrize("known", [[3, 5, 4, 9], [2**63 - 1, 2**63 - 3], [-(2**63), 7 - 2**63], []])
+def test_values_outside_of_dense_integers_are_unknown(known):
+    vocabulary = Vocabulary(pa.array(known, pa.int64()), pa.array([1] * len(known), pa.int64()))
+    ends = [-(2**63), 7 - 2**63, -1, 0, 3, 4, 9, 10, 2**63 - 3, 2**63 - 1, None]
+    expected = [known.index(value) + 1 if value in known else 0 for value in ends]
+    ids = vocabulary.encode(pa.array(ends, pa.int64()))
+    assert ids.type == pa.int32()
+    assert ids.to_pylist() == expected
+
+
+@pytest.mark.parametrize("values", [[5, 3, 5, None, 4], [-(2**63), 2 - 2**63] * 2, [0, 2**63 - 1]])
+def test_dense_integers_are_counted_as_any_others(values):
+    expected = sorted({value: values.count(value) for value in values if value is not None}.items())
+    found = counts_of(values).table().to_pydict()
+    assert [*zip(found["value"], found["count"])] == expected
