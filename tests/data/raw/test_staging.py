@@ -113,3 +113,16 @@ def test_a_long_line_is_refused_by_every_reader(tmp_path, small_blocks):
                     continue
                 with pytest.raises(DataError, match=r"long\.csv.*: found no line end in 256 bytes"):
                     list(staging.blocks(path))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["0xFFFFF", "7"], ["0XFFFFF", "7"], ["007", "8"], ["-0", "1"], ["+5", "1"], [" 5", "1"]],
+)
+def test_only_integers_in_their_shortest_form_are_staged_as_such(texts):
+    plain = ["0", "-9", "10", "-10", "99", "100", str(2**63 - 1), str(-(2**63)), None]
+    table = pa.table({"plain": plain, "other": [*texts, *plain[2:]]})
+    found = staging._integers(table, frozenset(table.column_names))
+    assert found["plain"].type == pa.int64()
+    assert found["plain"].to_pylist() == [int(each) if each else None for each in plain]
+    assert found["other"].equals(table["other"])
