@@ -34,6 +34,7 @@ ENCODING = {
     "use_byte_stream_split": True,
     "compression": "lz4",
     "write_page_checksum": True,
+    "write_statistics": False,  # nothing reads them
 }
 # fixed: results depend on row groups, and on no bound of memory
 ROW_GROUP_ROWS = 1 << 17
