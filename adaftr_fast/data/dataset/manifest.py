@@ -23,7 +23,7 @@ from adaftr_fast.files.whole import check_name, sha256
 from adaftr_fast.nn.encoding import NumericEncoding
 
 # format of prepared folders; increase it when their values change for the same schema and files
-FORMAT = 5
+FORMAT = 6
 MANIFEST = "schema.json"
 
 

@@ -42,7 +42,7 @@ from adaftr_fast.data.prepare.steps import InputFiles, Job
 from adaftr_fast.data.prepare.work_folder import remove_left, work_folder
 from adaftr_fast.data.raw.inputs import has_rows, read_layouts
 from adaftr_fast.data.raw.source import data_files, input_paths
-from adaftr_fast.data.raw.times import with_times
+from adaftr_fast.data.raw.times import with_time_types, with_times
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.synthetic.write import LOG, write_log
@@ -131,7 +131,7 @@ def prepare(
             if generated is not None:
                 write_log(generated, work.generated, progress=progress)
                 inputs = InputFiles.found({schema.files[0]: [work.generated / LOG]})
-            schema = with_times(schema, inputs.paths, bound, progress=progress)
+            schema = with_time_types(schema, inputs.paths)
             layouts = read_layouts(schema, inputs.paths, work.staged)
             grows = known is not None
             job = Job(schema, inputs, work, digest, bad_rows, grows, layouts, engine.remote, bound)
@@ -164,6 +164,8 @@ class _Run:
             known: ids to grow, if any.
         """
         bad_rows = self._read()
+        schema = with_times(self.job.source(), progress=self.progress)
+        self.job = replace(self.job, schema=schema)
         counted = self._on_shards("count", steps.count, [[]])
         manifest = merge_counted(self.job, known, bad_rows, counted)
         encode = partial(steps.encode, manifest)

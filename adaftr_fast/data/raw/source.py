@@ -178,7 +178,7 @@ class Source:
                 check_files(whole, schema.columns())
 
     def _reading(self, role: str, what: str) -> AbstractContextManager[None]:
-        return reading(listed(map(shown, self.paths[role])), what)
+        return reading(listed(map(shown, self.named[role])), what)
 
     def count_rows(self, splits: Sequence[str] = ()) -> int:
         """Returns the number of rows that ``scan`` reads: before selection by row number or hash,
@@ -211,11 +211,26 @@ class Source:
         """
         role, rules = self._rules(splits)
         names = self.schema.named_columns()
-        for rows, has in self._selected(role, rules, names, _where(rules.values())):
+        what = f"cannot read split {listed(splits)}"
+        for rows, has in self._selected(role, rules, names, what, _where(rules.values())):
             in_any = functools.reduce(operator.or_, has.values())
             selected = replace(rows, splits=pa.record_batch(has))
             if in_any.any():
                 yield selected if in_any.all() else selected.filter(in_any)
+            advance(len(rows))
+
+    def used_values(
+        self, role: str, name: str, advance: Callable[[int], object] = int
+    ) -> Iterator[pa.Array]:
+        """Yields the values of a column of an input in the rows that are kept and have all labels.
+
+        Args:
+            advance: called with the number of rows read, as counted by ``count_rows()``.
+        """
+        every = {"": SplitRule(role)}
+        names = [name, *self._deciding(every)]
+        for rows, has in self._selected(role, every, names, f"cannot read {name}"):
+            yield rows.columns[name].filter(pa.array(has[""]))
             advance(len(rows))
 
     def _selected(
@@ -223,14 +238,19 @@ class Source:
         role: str,
         rules: Mapping[str, SplitRule],
         names: Iterable[str],
+        what: str,
         where: Condition | None = None,
     ) -> Iterator[tuple[Scanned, dict[str, np.ndarray]]]:
-        """Yields the rows of an input that meet a condition, and whether each rule selects them."""
+        """Yields the rows of an input that meet a condition, and whether each rule selects them.
+
+        Args:
+            what: the problem in errors.
+        """
         found = self._rows(self._datasets[role], rules, names, where)
         numbering = None
         while True:
             # covers the read only, not the caller's code
-            with self._reading(role, f"cannot read split {listed(rules)}"):
+            with self._reading(role, what):
                 numbering = numbering or self._numbering(role, rules)
                 rows = next(found, None)
                 if rows is None:
@@ -284,10 +304,12 @@ class Source:
         """
         for role in self._datasets:
             rules = {name: each for name, each in self.schema.split.items() if each.file == role}
-            names = self.schema.named_columns() if "train" in rules else self._deciding(rules)
+            names = self._deciding(rules) + ([self.schema.group] if self.schema.group else [])
+            names = self.schema.named_columns() if "train" in rules else names
             lacking = [_Lacking(label) for label in self.schema.labels]
             count = 0
-            for rows, has in self._selected(role, rules, names):
+            what = f"cannot read split {listed(rules)}"
+            for rows, has in self._selected(role, rules, names, what):
                 with self._reading(role, "cannot count its rows"):
                     self._add(account, rows, has, lacking, count)
                 count += len(rows)
@@ -326,11 +348,10 @@ class Source:
             counts.update(rows.columns[column].filter(pa.array(used)).cast(pa.string()))
 
     def _deciding(self, rules: Mapping[str, SplitRule]) -> list[str]:
-        """Returns the columns that tell whether rules select a row, and its group."""
+        """Returns the columns that tell whether rules select a row."""
         names = condition_columns(self.schema.drop or [])
         names += [column for label in self.schema.labels for column in label.columns()]
-        names += [column for rule in rules.values() for column in rule.columns()]
-        return names + ([self.schema.group] if self.schema.group else [])
+        return names + [column for rule in rules.values() for column in rule.columns()]
 
     def _numbering(self, role: str, rules: Mapping[str, SplitRule]) -> _Numbering:
         """Returns the numbering of rows after those of the preceding shards."""

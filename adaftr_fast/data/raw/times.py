@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,11 @@ import pyarrow.compute as pc
 from adaftr_fast.data.arrow import one_array, reading, shown
 from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.encode.counts import ValueCounts
-from adaftr_fast.data.encode.typed import read_column
-from adaftr_fast.data.encode.written import holds_text, read_times, times, without_words
-from adaftr_fast.data.memory import DEFAULT, Memory
-from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.data.raw.inputs import (
-    Chunk,
-    InputFile,
-    JsonFile,
-    TextFile,
-    open_inputs,
-)
-from adaftr_fast.data.raw.source import NOT_PARQUET, Inputs, check_columns, listed
+from adaftr_fast.data.encode.written import holds_text, times, without_words
+from adaftr_fast.data.raw.inputs import InputFile, TextFile, open_inputs
+from adaftr_fast.data.raw.source import NOT_PARQUET, Inputs, Source, check_columns, listed
 from adaftr_fast.data.raw.text import are_numbers, typed
-from adaftr_fast.data.schema.columns import EXACT_INTEGERS, operand_type, read_types
+from adaftr_fast.data.schema.columns import EXACT_INTEGERS, operand_type
 from adaftr_fast.data.schema.types import Condition, Schema, TextFormat, TimeRange
 from adaftr_fast.display.progress import progress_bar
 from adaftr_fast.errors import DataError
@@ -40,25 +29,40 @@ CLOCK = r"[T ][0-9]{2}(?::?[0-9]{2}){0,2}"
 ISO_8601 = rf"^(?P<time>[0-9]{{4}}-?[0-9]{{2}}(?:-?[0-9]{{2}}(?:{CLOCK})?)?)(?:[.,][0-9]+)?(?P<zone>Z|[+-][0-9:]+)?$"
 
 
-def with_times(
-    schema: Schema, paths: Inputs, memory: Memory = DEFAULT, *, progress: bool = False
-) -> Schema:
-    """Returns a schema whose shares of time are conditions, which compare with times of these
-    inputs.
-
-    A split begins and ends at exact quantiles of its column. Rows of the same time are in the same
-    split.
+def with_time_types(schema: Schema, paths: Inputs) -> Schema:
+    """Returns a schema whose shares of time have the type of the times of these inputs, as their
+    first rows tell it.
 
     Args:
         paths: the inputs by role, text or parquet.
-        memory: the bound of this process.
+
+    Raises:
+        DataError: an input cannot be read, or lacks the column.
+    """
+    split = dict(schema.split)
+    for name, rule in split.items():
+        if rule.time:
+            kind = _first_type(paths[rule.file], rule.time.column, schema.text)
+            split[name] = replace(rule, time=replace(rule.time, kind=kind))
+    return replace(schema, split=split)
+
+
+def with_times(source: Source, *, progress: bool = False) -> Schema:
+    """Returns the schema of a source in which shares of time are conditions, which compare with
+    times of its rows.
+
+    A split begins and ends at exact quantiles of its column in the rows that are kept and have all
+    labels. Rows of the same time are in the same split.
+
+    Args:
+        source: all rows, with the schema of ``with_time_types``.
         progress: whether to show a progress bar.
 
     Raises:
         DataError: an input cannot be read, its times are text that does not sort by time, or there
             are fewer different times than splits.
     """
-    split = dict(schema.split)
+    split = dict(source.schema.split)
     columns = dict.fromkeys((rule.file, rule.time.column) for rule in split.values() if rule.time)
     for role, column in columns:
         ours = {
@@ -69,14 +73,13 @@ def with_times(
         shares = sorted(
             {share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0}
         )
-        kind = read_types(schema).get(column)
-        found = _quantiles(paths[role], column, kind, schema.text, shares, memory, progress)
+        found = _quantiles(source, role, column, shares, progress)
         bounds = dict(zip(shares, map(_bound, found["value"].to_pylist())))
         split |= {
             name: replace(split[name], where=_condition(time, bounds))
             for name, time in ours.items()
         }
-    return replace(schema, split=split)
+    return replace(source.schema, split=split)
 
 
 def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None:
@@ -86,45 +89,23 @@ def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None
 
 
 def _quantiles(
-    paths: Sequence[Path],
-    time: str,
-    kind: pa.DataType | None,
-    form: TextFormat,
-    shares: Sequence[float],
-    memory: Memory,
-    progress: bool,
+    source: Source, role: str, time: str, shares: Sequence[float], progress: bool
 ) -> pa.Table:
     """Returns as ``value`` the times before which these shares of the rows are, ascending, each
     another one.
-
-    Args:
-        kind: the type of the times where an expression reads them too; None for that of the files.
     """
-    inputs = open_inputs(paths, form)
-    for each in inputs:
-        check_columns(each.path, each.types.names, [time])
-    typed = None if kind is None else partial(read_column, time, kind=kind, form=form)
-    kind = kind or _type(next((each for each in inputs if _has(each, time)), inputs[0]), time)
-    counts = ValueCounts(kind)
-    size = sum(each.size for each in inputs)
-
-    def values(chunk: Chunk) -> tuple[pa.Array, int]:
-        table, *_ = chunk.parse()
-        values = one_array(table[time])
-        return typed(values) if typed else _times(values, time, kind, form), chunk.size
-
+    counts = ValueCounts(pa.string())  # where there are no rows
+    rows = source.count_rows() if progress else 0
     with progress_bar(
-        total=size, unit="B", unit_scale=True, desc="times", disable=not progress
+        total=rows, unit=" rows", unit_scale=True, desc="times", disable=not progress
     ) as bar:
-        for each in inputs:
-            chunks = each.chunks({time: kind}, memory=memory)
-            with reading(each.path, f"cannot read {time}"):
-                for found, read in ordered_map(values, chunks, attrgetter("memory"), memory):
-                    counts.update(without_nan(found) if pa.types.is_floating(kind) else found)
-                    bar.update(read)
+        for number, values in enumerate(source.used_values(role, time, bar.update)):
+            values = _comparable(values, source.schema.text)
+            counts = counts if number else ValueCounts(values.type)
+            counts.update(values)
     table = counts.table()
-    named = listed(shown(each.path) for each in inputs)
-    if holds_text(kind):
+    named = listed(map(shown, source.named[role]))
+    if holds_text(table["value"].type):
         check_times(named, time, one_array(table["value"]))
     if table.num_rows <= len(shares):
         expected = f"expected at least {len(shares) + 1} different times, got {table.num_rows}"
@@ -137,21 +118,30 @@ def _quantiles(
     return table.take(places[1:])
 
 
+def _comparable(values: pa.Array, form: TextFormat) -> pa.Array:
+    """Returns times [n] without those that are missing, in one type whatever carries them."""
+    if holds_text(values.type):
+        return without_words(values, form)
+    return without_nan(values) if pa.types.is_floating(values.type) else values
+
+
 def _bound(value: Any) -> object:
     """Returns a time as people write it: a whole number without a fraction."""
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_INTEGERS
     return int(value) if is_whole else value
 
 
-def _has(file: InputFile, time: str) -> bool:
-    """Returns whether one of the first rows of a file has a time."""
-    with reading(file.path, NOT_PARQUET):
-        return bool(one_array(file.first([time])[time]).is_valid().true_count)
+def _first_type(paths: Sequence[Path], time: str, form: TextFormat) -> pa.DataType:
+    """Returns the type of the times of the first input that has any in its first rows."""
+    inputs = open_inputs(paths, form)
+    for each in inputs:
+        check_columns(each.path, each.types.names, [time])
+    found = (_type(each, time) for each in inputs)
+    return next((kind for kind in found if kind is not None), pa.string())
 
 
-def _type(file: InputFile, time: str) -> pa.DataType:
-    """Returns the type of times, as the first rows of an input have them; of text, that in which it
-    is staged.
+def _type(file: InputFile, time: str) -> pa.DataType | None:
+    """Returns the type of times, as the first rows of an input have them; None if they have none.
 
     Text that none of the forms of dates fits is a number, or sorts as it is if there are such
     forms.
@@ -159,10 +149,11 @@ def _type(file: InputFile, time: str) -> pa.DataType:
     form = file.form
     is_text = isinstance(file, TextFile)
     with reading(file.path, NOT_PARQUET):
-        values = one_array(file.first([time])[time])
+        values = one_array(file.first([time])[time]).drop_null()
+        if not len(values):
+            return None
         if not holds_text(values.type):
-            is_staged = isinstance(file, JsonFile)
-            return operand_type(pc.max(values).as_py()) if is_staged else values.type
+            return operand_type(pc.max(values).as_py())
         texts = without_words(values, form)
         if form.dates and times(texts, form, DATES).null_count < len(texts):
             return DATES
@@ -173,14 +164,6 @@ def _type(file: InputFile, time: str) -> pa.DataType:
         if form.dates and pa.types.is_temporal(found.type):
             return pa.string()  # which staging would read by these forms
         return operand_type(pc.max(found).as_py())
-
-
-def _times(values: pa.Array, time: str, kind: pa.DataType, form: TextFormat) -> pa.Array:
-    """Returns times of a file in a type, into which those of text files are parsed already."""
-    if holds_text(values.type):
-        values = without_words(values, form)
-        values = read_times(time, values, form, kind) if pa.types.is_temporal(kind) else values
-    return values.cast(kind)
 
 
 def check_times(path: Path | str, time: str, values: pa.Array) -> None:

@@ -49,6 +49,8 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
     for column, _, operand in chain.from_iterable(chain.from_iterable(_conditions(schema))):
         value = operand[0] if isinstance(operand, list) else operand
         types[column] = operand_type(value, column in discrete)
+    times = [rule.time for rule in schema.split.values() if rule.time]
+    types |= {time.column: time.kind for time in times if time.kind}
     labels = [label.column for label in schema.labels if label.column is not None]
     types |= dict.fromkeys([*schema.numbers(), *labels], pa.float64())
     types |= read_types(schema)
@@ -117,6 +119,7 @@ def discrete_columns(schema: Schema) -> frozenset[str]:
     if any(INTEGER.fullmatch(word) for word in schema.text.null):
         return frozenset()
     compared = {column for each in _conditions(schema) for column in condition_columns(each)}
+    compared |= {rule.time.column for rule in schema.split.values() if rule.time}
     types = column_types(schema)
     return frozenset(
         name for name, kind in types.items() if pa.types.is_string(kind) and name not in compared

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyarrow as pa
+
 from adaftr_fast.nn.encoding import EncodingKind
 
 if TYPE_CHECKING:
@@ -121,11 +123,13 @@ class TimeRange:
 
     Attributes:
         column: column that orders the rows. Rows of the same time are in the same range.
+        kind: the type of the column in a log; None where no log is known.
     """
 
     start: float
     stop: float
     column: str
+    kind: pa.DataType | None = None
 
 
 @dataclass(frozen=True)

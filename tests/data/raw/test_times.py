@@ -9,7 +9,6 @@ from adaftr_fast.api.prepare import prepare
 from adaftr_fast.data.prepare.run import prepare as run
 from adaftr_fast.data.raw import inputs
 from adaftr_fast.data.raw.text import Dialect, parse_block
-from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import TextFormat
 from adaftr_fast.errors import DataError
@@ -118,8 +117,27 @@ def test_later_text_that_does_not_sort_is_an_error(write, tmp_path, few_first_ro
 def test_nan_is_no_time(tmp_path):
     at = [*map(float, range(ROWS)), *[float("nan")] * ROWS]
     pq.write_table(log(at), tmp_path / "log.parquet")
-    found = with_times(by_time(), {"data": [tmp_path / "log.parquet"]})
-    assert found.split["test"].where == [[("at", ">=", 90)]]
+    data = run(by_time(), [tmp_path / "log.parquet"], tmp_path / "out")
+    assert data.bounds["test"] == "at >= 90"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_shares_are_of_the_rows_that_are_used(tmp_path, suffix):
+    """Late rows lack their label, early ones are dropped, and text is damaged."""
+    numbers = [str(n) for n in range(2 * ROWS)]
+    table = log(numbers).append_column("test", pa.array([n < ROWS // 2 for n in range(2 * ROWS)]))
+    clicks = [None if n >= ROWS * 3 // 2 else n % 2 for n in range(2 * ROWS)]
+    table = table.set_column(2, "click", pa.array(clicks, pa.int64()))
+    path = tmp_path / f"log.{suffix}"
+    if suffix == "csv":
+        csv.write_csv(table, path)
+    else:
+        at = pa.array(range(2 * ROWS))
+        pq.write_table(table.set_column(0, "at", at), path)
+    schema = parse_schema(by_time().source | {"drop": [["test", "==", True]]})
+    data = run(schema, [path], tmp_path / "out", bad_rows=0.5)
+    assert rows(data) == SHARES
+    assert data.bounds["test"] == "at >= 140"
 
 
 def test_mixed_text_of_times_in_a_table_is_read_as_in_a_file(write, tmp_path):
