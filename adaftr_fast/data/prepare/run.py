@@ -40,7 +40,7 @@ from adaftr_fast.data.prepare.merge import (
 )
 from adaftr_fast.data.prepare.steps import InputFiles, Job
 from adaftr_fast.data.prepare.work_folder import remove_left, work_folder
-from adaftr_fast.data.raw.inputs import has_rows, read_layouts
+from adaftr_fast.data.raw.inputs import has_rows, staged_inputs
 from adaftr_fast.data.raw.source import data_files, input_paths
 from adaftr_fast.data.raw.times import with_time_types, with_times
 from adaftr_fast.data.schema.parse import parse_schema
@@ -132,9 +132,19 @@ def prepare(
                 write_log(generated, work.generated, progress=progress)
                 inputs = InputFiles.found({schema.files[0]: [work.generated / LOG]})
             schema = with_time_types(schema, inputs.paths)
-            layouts = read_layouts(schema, inputs.paths, work.staged)
-            grows = known is not None
-            job = Job(schema, inputs, work, digest, bad_rows, grows, layouts, engine.remote, bound)
+            texts, rows = staged_inputs(schema, inputs.paths, work.staged)
+            job = Job(
+                schema,
+                inputs,
+                work,
+                digest,
+                tolerance=bad_rows,
+                grows=known is not None,
+                texts=texts,
+                rows=rows,
+                remote=engine.remote,
+                memory=bound,
+            )
             _Run(job, engine, parts, progress).run(known)
             finish(work.prepared)
             if local.exists():
@@ -175,7 +185,7 @@ class _Run:
     def _read(self) -> BadRows:
         """Stages all text. Returns its bad rows."""
         bad_rows = BadRows()
-        for number, texts in enumerate(self.job.texts()):
+        for number, texts in enumerate(self.job.texts):
             for text in texts:
                 make_folder(text.folder)
             size = sum(text.path.stat().st_size for text in texts)

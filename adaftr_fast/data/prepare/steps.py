@@ -23,7 +23,6 @@ from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.split_writer import write_splits
 from adaftr_fast.data.prepare.work_folder import WorkFiles
-from adaftr_fast.data.raw.inputs import LinesFile, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Account, Inputs, Source, data_files, listed
 from adaftr_fast.data.raw.staging import Staged, TextInput, check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
@@ -137,7 +136,8 @@ class Job:
         digest: the sha256 of schema and inputs.
         tolerance: share of the rows of a text file that may be bad.
         grows: whether the ids of another prepared folder grow.
-        layouts: how each text file is divided.
+        texts: the text files to stage, in rounds.
+        rows: the parquet files and folders that hold all rows once all text is staged, by role.
         remote: whether steps run on machines that share a file system.
         memory: the bound of each process that runs a step.
         blocks: number of staged blocks of each text file, by name of its folder.
@@ -149,7 +149,8 @@ class Job:
     digest: str
     tolerance: float
     grows: bool
-    layouts: list[LinesFile]
+    texts: list[list[TextInput]]
+    rows: Inputs
     remote: bool
     memory: Memory
     blocks: dict[str, int] = field(default_factory=dict)
@@ -163,12 +164,9 @@ class Job:
 
     def for_workers(self) -> Job:
         """Returns the job for processes with another current folder, on other machines."""
-        work = replace(self.work, folder=self.work.folder.absolute())
-        return replace(self, inputs=self.inputs.elsewhere(), work=work)
-
-    def texts(self) -> list[list[TextInput]]:
-        """Returns the text files to stage, in rounds."""
-        return text_inputs(self.schema, self.inputs.paths, self.work.staged, self.layouts)
+        texts = [[text.absolute() for text in each] for each in self.texts]
+        rows = {role: [path.absolute() for path in each] for role, each in self.rows.items()}
+        return replace(self, inputs=self.inputs.elsewhere(), texts=texts, rows=rows)
 
     def check_seen(self) -> None:
         """Raises EngineError if this machine lacks a file that the job needs, or OSError for a
@@ -182,14 +180,8 @@ class Job:
 
     def source(self, shard: Shard = UNSHARDED) -> Source:
         """Returns the rows of a shard, once all text is staged."""
-        paths = parquet_inputs(self.schema, self.inputs.paths, self.work.staged)
-        return Source(
-            self.schema,
-            paths,
-            shard,
-            named=self.inputs.paths,
-            memory=self.memory,
-        )
+        named = self.inputs.paths
+        return Source(self.schema, self.rows, shard, named=named, memory=self.memory)
 
 
 def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance) -> list[str]:
@@ -220,7 +212,7 @@ def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, lis
             advance=advance,
             memory=job.memory,
         )
-        for text in job.texts()[number]
+        for text in job.texts[number]
     }
 
 

@@ -24,7 +24,7 @@ class WorkFiles:
     """The files of a work folder.
 
     Attributes:
-        folder: the work folder.
+        folder: the work folder, whose path is absolute.
     """
 
     folder: Path
@@ -71,7 +71,7 @@ def work_folder(folder: Path) -> Iterator[WorkFiles]:
     with publisher_lock(folder), new_beside(folder) as new:
         for name in ("staged", "counted", "encoded", "prepared"):
             (new / name).mkdir(parents=True)
-        yield WorkFiles(new)
+        yield WorkFiles(new.absolute())
 
 
 def remove_left(folder: Path) -> None:

@@ -13,17 +13,14 @@ Shapes: n rows.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from adaftr_fast.data.arrow import one_array
 from adaftr_fast.data.bad_rows import BadRows
 from adaftr_fast.data.encode.written import cast
-from adaftr_fast.data.raw.batches import PARQUET
 from adaftr_fast.data.raw.text import Dialect, TextBlock, parse_block
 
 COMMON = ["common_feature_index", "feature_num", "blob"]
@@ -49,17 +46,12 @@ def parse_common(
     return block.table.select([COMMON[0], *fields]), block.report()
 
 
-def read_common(folder: Path) -> pa.Table:
-    """Reads all common features of a staged file into memory, 8 bytes per feature."""
-    return ds.dataset(folder, format=PARQUET).to_table().combine_chunks()
-
-
 def parse_skeleton(
     data: bytes,
     fields: Sequence[str],
-    common: pa.Table,
     lists: Collection[str] = (),
     *,
+    common: pa.Table,
     labels: Sequence[str] = LABELS,
     keep: Sequence[str] = (),
 ) -> tuple[pa.Table, BadRows]:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import ClassVar, TypeVar
 
@@ -34,7 +34,6 @@ from adaftr_fast.data.raw.staging import (
     COMPRESSIONS,
     LINE_END,
     PARSED,
-    Parse,
     RowDivider,
     TextInput,
     blocks,
@@ -49,7 +48,6 @@ from adaftr_fast.errors import DataError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", *JSON_SUFFIXES)
-Staged = dict[str, list[tuple[Path, Path]]]  # see ``_staged``
 SAMPLE_BYTES = 2 << 20  # first lines of text that tell its layout and its types
 SAMPLE_ROWS = 10_000  # first rows of a log, which tell how it is read
 SAMPLE = Memory(GB)  # bounds them whatever the bound of the process is, on which no result depends
@@ -489,72 +487,41 @@ def _header(path: Path, head: bytes) -> Dialect:
     return Dialect(names, delimiter)
 
 
-def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[LinesFile]:
-    """Returns how each text file is divided, in the order of ``text_inputs``; [] for Ali-CCP's.
+def staged_inputs(
+    schema: Schema, paths: Inputs, work: Path
+) -> tuple[list[list[TextInput]], dict[str, list[Path]]]:
+    """Returns the text files to stage in folders of ``work``, in rounds, and the parquet files and
+    folders by role that hold all rows once they are staged. A round may read what earlier rounds
+    staged.
 
     Raises:
         DataError: a header is unreadable or a column is missing.
     """
-    staged = {} if schema.format else _staged(schema, paths, work)
-    files = [read_layout(path, schema.text) for path, _ in _texts(staged)]
-    typed = frozenset(schema.types)
-    layouts: list[LinesFile] = [replace(each, typed=typed) for each in share_keys(files)]
-    for layout in layouts:
-        layout.check(column_types(schema), schema)
-    return layouts
-
-
-def text_inputs(
-    schema: Schema, paths: Inputs, work: Path, layouts: Sequence[LinesFile]
-) -> list[list[TextInput]]:
-    """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds
-    staged.
-
-    Args:
-        layouts: those of ``read_layouts``.
-    """
-    staged = _staged(schema, paths, work)
     if schema.format:
-        return _aliccp(schema, staged)
-    found = [_lines(schema, *text, layout) for text, layout in zip(_texts(staged), layouts)]
-    return [found] if found else []
-
-
-def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[Path]]:
-    """Returns parquet files and folders per role, once all text files are staged in ``work``."""
-    return {
-        role: [rows for _, rows in each]
-        for role, each in _staged(schema, paths, work).items()
-        if not (schema.format and role.startswith(COMMON))
+        return _aliccp(schema, paths, work)
+    files = {role: [*chain(*map(text_files, each))] for role, each in paths.items()}
+    layouts = [read_layout(path, schema.text) for path in chain(*files.values()) if is_text(path)]
+    typed = frozenset(schema.types)
+    texts = [
+        _lines(schema, replace(layout, typed=typed), work / f"{number:05d}")
+        for number, layout in enumerate(share_keys(layouts))
+    ]
+    folders = (text.folder for text in texts)
+    rows = {
+        role: [next(folders) if is_text(path) else path for path in each]
+        for role, each in files.items()
     }
+    return [texts] if texts else [], rows
 
 
-def _texts(staged: Staged) -> list[tuple[Path, Path]]:
-    """Returns the text files, each with the folder for its rows."""
-    return [(path, rows) for path, rows in chain(*staged.values()) if rows != path]
-
-
-def _staged(schema: Schema, paths: Inputs, work: Path) -> Staged:
-    """Returns the inputs by role, each with what holds its rows as parquet: a folder in ``work`` of
-    a text file, and any other input itself.
-    """
-    number = count()
-    return {
-        role: [
-            (path, work / f"{next(number):05d}" if schema.format or is_text(path) else path)
-            for path in (each if schema.format else chain(*map(text_files, each)))
-        ]
-        for role, each in paths.items()
-    }
-
-
-def _lines(schema: Schema, path: Path, folder: Path, layout: LinesFile) -> TextInput:
+def _lines(schema: Schema, layout: LinesFile, folder: Path) -> TextInput:
+    types = column_types(schema)
+    layout.check(types, schema)
     labels = [label.column for label in schema.labels if label.column is not None]
-    parse = partial(layout.parse, types=column_types(schema), labels=labels)
     return TextInput(
-        path,
+        layout.path,
         folder,
-        lambda: parse,
+        partial(layout.parse, types=types, labels=labels),
         header_lines=layout.header_lines,
         rows=layout.rows,
         discrete=frozenset(
@@ -563,27 +530,24 @@ def _lines(schema: Schema, path: Path, folder: Path, layout: LinesFile) -> TextI
     )
 
 
-def _aliccp(schema: Schema, staged: Staged) -> list[list[TextInput]]:
+def _aliccp(
+    schema: Schema, paths: Inputs, work: Path
+) -> tuple[list[list[TextInput]], dict[str, list[Path]]]:
     fields, lists = aliccp_columns(schema)
-    folders = {role: text for role, (text,) in staged.items()}
-
-    def skeleton(folder: Path) -> Parse:
-        common = aliccp.read_common(folder)
-        return partial(aliccp.parse_skeleton, fields=fields, common=common, lists=lists)
-
-    common = partial(aliccp.parse_common, fields=fields, lists=lists)
-    return [
-        [
-            TextInput(*text, lambda: common, header_lines=0)
-            for role, text in folders.items()
-            if role.startswith(COMMON)
-        ],
-        [
-            TextInput(*text, partial(skeleton, folders[COMMON + role][1]), header_lines=0)
-            for role, text in folders.items()
-            if not role.startswith(COMMON)
-        ],
-    ]
+    folders = {role: work / f"{number:05d}" for number, role in enumerate(paths)}
+    common = []
+    skeletons = {}
+    for role, (path,) in paths.items():
+        if role.startswith(COMMON):
+            parse = partial(aliccp.parse_common, fields=fields, lists=lists)
+            common.append(TextInput(path, folders[role], parse, header_lines=0))
+        else:
+            join = partial(aliccp.parse_skeleton, fields=fields, lists=lists)
+            skeletons[role] = TextInput(
+                path, folders[role], join, header_lines=0, common=folders[COMMON + role]
+            )
+    rows = {role: [text.folder] for role, text in skeletons.items()}
+    return [common, [*skeletons.values()]], rows
 
 
 def aliccp_columns(schema: Schema) -> tuple[list[str], list[str]]:

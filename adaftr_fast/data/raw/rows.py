@@ -101,7 +101,9 @@ def _aliccp(
         users = pa.concat_tables(tables).combine_chunks()
 
         def parse(data: bytes) -> tuple[pa.Table, pa.Table, BadRows]:
-            table, bad = aliccp.parse_skeleton(data, fields, users, lists, labels=(), keep=columns)
+            table, bad = aliccp.parse_skeleton(
+                data, fields, lists, common=users, labels=(), keep=columns
+            )
             return table, table.select(list(keep)), bad
 
         yield from text_chunks(skeleton, parse, header_lines=0)

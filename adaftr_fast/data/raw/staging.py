@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice, takewhile
 from operator import attrgetter
@@ -26,6 +26,7 @@ from adaftr_fast.data.arrow import one_array, shown
 from adaftr_fast.data.bad_rows import BadRows
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard, ordered_map
+from adaftr_fast.data.raw.batches import PARQUET
 from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.whole import replacing
@@ -39,10 +40,8 @@ SEARCH_BYTES = 1 << 16  # read at a time when searching for a line end
 POLL_SECONDS = 0.5
 FILE = b"file"  # metadata key of a staged block: the name of the text file
 IS_TEXT = b"text"  # and of its columns
-Parse = Callable[[bytes], tuple[pa.Table, BadRows]]
+Parse = Callable[..., tuple[pa.Table, BadRows]]
 """Parses a block of whole lines to rows and a report of bad rows, lines counted from 1."""
-
-
 RowDivider = Callable[[bytes, bool], tuple[bytes, bytes]]
 """Divides text into whole rows, one in each line, and the rest; if the second argument is true, the
 text ends here, and there is no rest.
@@ -55,19 +54,26 @@ class TextInput:
 
     Attributes:
         folder: folder of the staged blocks.
-        parse: returns the function that parses a block.
+        parse: parses a block.
         header_lines: number of header lines, 0 or 1.
         rows: divides text into rows where values in quotes may hold line ends, as
             ``Dialect.whole_rows`` does; None where every line is a row.
         discrete: columns of text that are read in their canonical form alone.
+        common: folder of staged rows that ``parse`` joins with those of a block, its argument
+            ``common``; None if there are none.
     """
 
     path: Path
     folder: Path
-    parse: Callable[[], Parse]
+    parse: Parse
     header_lines: int
     rows: RowDivider | None = None
     discrete: frozenset[str] = frozenset()
+    common: Path | None = None
+
+    def absolute(self) -> TextInput:
+        """Returns the same input for a process with another current folder."""
+        return replace(self, path=self.path.absolute())
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,7 @@ def stage(
 ) -> list[Staged]:
     """Writes the blocks of a shard of a text file as ``part-*.parquet`` in its folder.
 
-    The folder must exist. What the files hold depends on the path and ``parse`` only, so several
+    The folder must exist. What the files hold depends on the text input only, so several
     processes may write them.
 
     Args:
@@ -219,7 +225,9 @@ def stage(
         DataError: the file is unreadable, or a bad row is not tolerated.
     """
 
-    parse = text.parse()
+    parse = text.parse
+    if text.common is not None:
+        parse = partial(parse, common=staged_rows(text.common))
 
     def write(numbered: tuple[int, bytes]) -> tuple[Staged, int]:
         number, block = numbered
@@ -252,6 +260,11 @@ def _first_line(text: TextInput, number: int) -> int:
 def lines_of_file(block: bytes, rows: RowDivider | None) -> int:
     """Returns the number of lines of a file that a block holds."""
     return block.count(b"\n") + (block.count(LINE_END) if rows else 0)
+
+
+def staged_rows(folder: Path) -> pa.Table:
+    """Reads all rows of a staged file into memory, each column as one chunk."""
+    return ds.dataset(folder, format=PARQUET).to_table().combine_chunks()
 
 
 def check_staged(folder: Path, blocks: int, patience: float = 0.0) -> None:

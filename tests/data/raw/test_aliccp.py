@@ -5,6 +5,7 @@ import pytest
 
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import aliccp
+from adaftr_fast.data.raw.staging import staged_rows
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.types import SPLITS
 from adaftr_fast.data.synthetic.log import ImpressionLog, LogConfig
@@ -49,8 +50,8 @@ def test_tokens_and_join_by_hand(tmp_path):
         "210": [[], []],
     }
     pq.write_table(table, tmp_path / "part.parquet")
-    common = aliccp.read_common(tmp_path)
-    table, bad_rows = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, common, lists)
+    common = staged_rows(tmp_path)
+    table, bad_rows = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, lists, common=common)
     assert table.to_pydict() == {
         "click": [1, 0, 0],
         "conversion": [0, 1, 0],

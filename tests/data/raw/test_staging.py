@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(staging, "BLOCK_BYTES", 200)
 
     def run(path, tolerance=0.01, folder="staged", parse=parsed):
-        text = staging.TextInput(path, tmp_path / folder, lambda: parse, header_lines=1)
+        text = staging.TextInput(path, tmp_path / folder, parse, header_lines=1)
         text.folder.mkdir(exist_ok=True)
         options = {"tolerance": tolerance, "check": lambda: None, "advance": int}
         blocks = [staging.stage(text, shard, **options) for shard in Shard.all(3)]
