@@ -176,10 +176,9 @@ class _Run:
         bad_rows = self._read()
         schema = with_times(self.job.source(), progress=self.progress)
         self.job = replace(self.job, schema=schema)
-        counted = self._on_shards("count", steps.count, [[]])
+        counted = self._on_shards("count", steps.count)
         manifest = merge_counted(self.job, known, bad_rows, counted)
-        encode = partial(steps.encode, manifest)
-        encoded = self._on_shards("encode", encode, self.job.schema.splits_of_inputs())
+        encoded = self._on_shards("encode", partial(steps.encode, manifest))
         merge_encoded(self.job.work, manifest, encoded)
 
     def _read(self) -> BadRows:
@@ -196,31 +195,24 @@ class _Run:
             bad_rows += found
         return bad_rows
 
-    def _on_shards(
-        self, name: str, step: Callable[..., Any], total: int | list[list[str]]
-    ) -> Results:
+    def _on_shards(self, name: str, step: Callable[..., Any], text: int | None = None) -> Results:
         """Returns the results of a step by shard.
 
         Args:
-            total: bytes of text of all shards, or the splits whose rows the step reads, by
-                input, where [] means all rows of all inputs.
+            text: bytes of text that the step reads; None if it reads all rows.
         """
         job = self.job.for_workers() if self.engine.remote else self.job
-        with self._bar(name, total) as bar:
+        with self._bar(name, text) as bar:
             results = self.engine.map(partial(step, job), self.shards, advance=bar.update)
         self.job.inputs.check()
         return list(zip(self.shards, results))
 
-    def _bar(self, name: str, total: int | list[list[str]]) -> tqdm:
-        unit = "B" if isinstance(total, int) else " rows"
-        if not isinstance(total, int):
-            total = sum(map(self.job.source().count_rows, total)) if self.progress else 0
+    def _bar(self, name: str, text: int | None) -> tqdm:
+        unit = " rows" if text is None else "B"
+        if text is None:
+            text = self.job.source().count_rows() if self.progress else 0
         return progress_bar(
-            total=total,
-            unit=unit,
-            unit_scale=True,
-            desc=name,
-            disable=not self.progress,
+            total=text, unit=unit, unit_scale=True, desc=name, disable=not self.progress
         )
 
 

@@ -41,31 +41,27 @@ def read_tables(
     dataset: ds.Dataset,
     names: Sequence[str],
     columns: Mapping[str, pc.Expression] | None = None,
-    where: pc.Expression | None = None,
     read: Read | None = None,
     memory: Memory = DEFAULT,
 ) -> Iterator[pa.Table]:
     """Yields the rows of parquet files in their order, while a thread reads the next table.
 
-    A table holds the selected ones of up to ``BATCH_ROWS`` consecutive rows of a row group. It ends
-    before if it has ``memory.batch`` bytes.
+    A table holds up to ``BATCH_ROWS`` consecutive rows of a row group. It ends before if it has ``memory.batch`` bytes.
 
     Args:
         names: the columns to read, at least one. One that a file lacks is missing in its rows, and
             one of another type than in the first file is cast.
         columns: the columns of the tables, as expressions of those to read; None for these
             themselves.
-        where: the condition of the rows; None for all.
-        read: changes the values of the columns before ``columns`` and ``where`` see them; None
-            leaves them.
+        read: changes the values of the columns before ``columns`` see them; None leaves them.
         memory: the bound of this process.
 
     Raises:
-        pyarrow.ArrowException, OSError: a file cannot be read, a column occurs twice in it, or a
-            condition does not fit the type of a column.
+        pyarrow.ArrowException, OSError: a file cannot be read, a column occurs twice in it, or an
+            expression does not fit the types of its columns.
     """
     fields = pa.schema([dataset.schema.field(name) for name in dict.fromkeys(names)])
-    return prefetch(_tables(dataset, fields, columns, where, read, memory.batch))
+    return prefetch(_tables(dataset, fields, columns, read, memory.batch))
 
 
 def fragment_rows(fragment: ds.ParquetFileFragment) -> int:
@@ -101,48 +97,23 @@ def one_batch(tables: list[pa.Table]) -> pa.RecordBatch:
     return pa.concat_batches(pa.concat_tables(tables).to_batches())
 
 
-def _check_row_groups(fragment: ds.ParquetFileFragment, names: Sequence[str]) -> None:
-    """Reads a row of each row group, which raises if what the footer says of its columns is
-    damaged.
-
-    Arrow ends the process when it compares a condition with such statistics.
-    """
-    with fragment.open() as file:
-        for group in fragment.row_groups:
-            # Pages of a large one, not all of it. A damaged page claims up to 2 GB, which a stream
-            # of pages makes room for.
-            buffer_size = BUFFER_BYTES if group.total_byte_size > STEP_BYTES else 0
-            # the metadata are those of the whole file
-            reader = pq.ParquetFile(
-                file, metadata=fragment.metadata, pre_buffer=False, buffer_size=buffer_size
-            )
-            next(reader.iter_batches(1, [group.id], names), None)
-
-
 def _tables(
     dataset: ds.Dataset,
     fields: pa.Schema,
     columns: Mapping[str, pc.Expression] | None,
-    where: pc.Expression | None,
     read: Read | None,
     most: int,
 ) -> Iterator[pa.Table]:
     widest = 0.0
     returned = columns if columns is None else dict(columns)
-    # Row groups are skipped by the statistics of the values in the file.
-    pruned_by = None if read else where
     for fragment in dataset.get_fragments():
-        if pruned_by is not None:
-            _check_row_groups(fragment, fields.names)
-        for row_group in fragment.split_by_row_group(pruned_by, dataset.schema):
+        for row_group in fragment.split_by_row_group():
             steps: list[pa.Table] = []
             rows = size = 0
             for step in _steps(row_group, fields, most, widest):
                 widest = max(widest, step.nbytes / max(1, step.num_rows))
                 step = read(step) if read else step
-                scanner = ds.InMemoryDataset(step).scanner(
-                    columns=returned, filter=where, use_threads=False
-                )
+                scanner = ds.InMemoryDataset(step).scanner(columns=returned, use_threads=False)
                 steps.append(scanner.to_table())
                 rows += step.num_rows
                 size += steps[-1].nbytes

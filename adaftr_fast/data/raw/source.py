@@ -180,23 +180,10 @@ class Source:
     def _reading(self, role: str, what: str) -> AbstractContextManager[None]:
         return reading(listed(map(shown, self.named[role])), what)
 
-    def count_rows(self, splits: Sequence[str] = ()) -> int:
-        """Returns the number of rows that ``scan`` reads: before selection by row number or hash,
-        and by which of several splits has a row. Without splits, it is that of all files.
-        """
-        if not splits:
-            files = self._datasets.values()
-            return sum(map(fragment_rows, chain(*(each.get_fragments() for each in files))))
-        role, rules = self._rules(splits)
-        where = _where(rules.values())
-        dataset = self._datasets[role]
-        if where is None:  # for which Arrow 26 counts all rows of a file for each row group
-            return sum(map(fragment_rows, dataset.get_fragments()))
-        columns = self.schema.inputs(condition_columns(where))
-        meets = pq.filters_to_expression(where)
-        with self._reading(role, f"cannot read split {listed(splits)}"):
-            tables = self._read_tables(dataset, columns, {"meets": meets}, meets)
-            return sum(table.num_rows for table in tables)
+    def count_rows(self) -> int:
+        """Returns the number of rows of all files."""
+        files = self._datasets.values()
+        return sum(map(fragment_rows, chain(*(each.get_fragments() for each in files))))
 
     def scan(
         self, splits: Sequence[str], advance: Callable[[int], object] = int
@@ -204,15 +191,15 @@ class Source:
         """Yields the rows of splits of one input that have all labels, in file order.
 
         Args:
-            advance: called with the number of rows read, as counted by ``count_rows``.
+            advance: called with the number of rows read, as counted by ``count_rows()``.
 
         Raises:
             DataError: the file is corrupt, or a condition does not fit a column's type.
         """
-        role, rules = self._rules(splits)
+        rules = {name: self.schema.split[name] for name in splits}
+        (role,) = {rule.file for rule in rules.values()}
         names = self.schema.named_columns()
-        what = f"cannot read split {listed(splits)}"
-        for rows, has in self._selected(role, rules, names, what, _where(rules.values())):
+        for rows, has in self._selected(role, rules, names, f"cannot read split {listed(splits)}"):
             in_any = functools.reduce(operator.or_, has.values())
             selected = replace(rows, splits=pa.record_batch(has))
             if in_any.any():
@@ -239,14 +226,13 @@ class Source:
         rules: Mapping[str, SplitRule],
         names: Iterable[str],
         what: str,
-        where: Condition | None = None,
     ) -> Iterator[tuple[Scanned, dict[str, np.ndarray]]]:
-        """Yields the rows of an input that meet a condition, and whether each rule selects them.
+        """Yields the rows of an input, and whether each rule selects them.
 
         Args:
             what: the problem in errors.
         """
-        found = self._rows(self._datasets[role], rules, names, where)
+        found = self._rows(self._datasets[role], rules, names)
         numbering = None
         while True:
             # covers the read only, not the caller's code
@@ -260,22 +246,13 @@ class Source:
                 has = numbering.select(rows)
             yield rows, has
 
-    def _rules(self, splits: Sequence[str]) -> tuple[str, dict[str, SplitRule]]:
-        """Returns the input of splits, which is one, and their rules."""
-        rules = {name: self.schema.split[name] for name in splits}
-        (role,) = {rule.file for rule in rules.values()}
-        return role, rules
-
     def _rows(
         self,
         dataset: ds.Dataset,
         rules: Mapping[str, SplitRule],
         names: Iterable[str],
-        where: Condition | None = None,
     ) -> Iterator[Scanned]:
-        """Yields the rows that meet a condition, with the columns ``names`` and the conditions of
-        rules.
-        """
+        """Yields all rows with the columns ``names`` and the conditions of rules."""
         labels = self.schema.labels
         parts = {
             "columns": _struct({name: pc.field(name) for name in names}),
@@ -284,9 +261,7 @@ class Source:
             # a condition that is null does not drop a row
             "kept": ~_condition(self.schema.drop) if self.schema.drop else pc.scalar(True),
         }
-        read = self.schema.inputs(names)
-        meets = None if where is None else pq.filters_to_expression(where)
-        tables = self._read_tables(dataset, read, parts, meets)
+        tables = self._read_tables(dataset, self.schema.inputs(names), parts)
         for batch in coalesced(tables, self.memory):
             *structs, kept = batch.columns
             columns, values, splits = map(pa.RecordBatch.from_struct_array, structs)
@@ -526,12 +501,6 @@ def _hashes(rows: pa.RecordBatch, rules: Iterable[SplitRule]) -> dict[str, np.nd
             expected = "expected text or numbers, got values of type"
             raise pa.ArrowTypeError(f"hash of {column}: {expected} {rows[column].type}") from error
     return hashes
-
-
-def _where(rules: Iterable[SplitRule]) -> Condition | None:
-    """Returns the condition of the rows that meet the one of any rule; None for all rows."""
-    wheres = [rule.where or [] for rule in rules]
-    return [*chain(*wheres)] if all(wheres) else None
 
 
 def _label(label: Label, values: pa.Array) -> pa.Array:

@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -83,46 +82,26 @@ def write_log(folder, sizes=(3000, 700, 1), group_rows=700):
     return open_dataset(folder)
 
 
-@pytest.mark.parametrize("where", [None, pc.field("day") < 6, pc.field("text") != "t1"], ids=str)
-def test_batches_are_those_of_a_scanner(tmp_path, monkeypatch, where):
+def test_batches_are_those_of_a_scanner(tmp_path, monkeypatch):
     """Batches of raw rows end where those of a scanner of Arrow do, if they are not wide."""
     monkeypatch.setattr(batches, "BATCH_ROWS", 512)
     monkeypatch.setattr(batches, "STEP_ROWS", 128)
     dataset = write_log(tmp_path)
     columns = {"user": pc.field("user"), "late": pc.field("day") > 3, "lists": pc.field("lists")}
-    scanned = dataset.scanner(columns=columns, filter=where, batch_size=512).to_batches()
+    scanned = dataset.scanner(columns=columns, batch_size=512).to_batches()
     expected = list(coalesced(pa.Table.from_batches([batch]) for batch in scanned))
-    tables = read_tables(dataset, ["user", "day", "lists", "text"], columns, where)
+    tables = read_tables(dataset, ["user", "day", "lists"], columns)
     assert list(coalesced(tables)) == expected
-
-
-def test_each_row_group_is_probed_once(tmp_path, monkeypatch):
-    """Also where each row group is a fragment, as those of a shard are."""
-    whole = write_log(tmp_path, sizes=(3000,), group_rows=100)
-    (file,) = whole.get_fragments()
-    probed = []
-
-    class Counted(pq.ParquetFile):
-        def iter_batches(self, rows, row_groups, *arguments):
-            probed.extend(row_groups if rows == 1 else ())
-            return super().iter_batches(rows, row_groups, *arguments)
-
-    monkeypatch.setattr(batches.pq, "ParquetFile", Counted)
-    for fragments in ([file], file.split_by_row_group()):
-        probed.clear()
-        dataset = ds.FileSystemDataset(fragments, whole.schema, whole.format, whole.filesystem)
-        assert list(read_tables(dataset, ["day"], where=pc.field("day") < 6))
-        assert probed == list(range(30))
 
 
 READS_DAMAGED = """
 import sys
-import pyarrow as pa, pyarrow.compute as pc
+import pyarrow as pa
 from adaftr_fast.data.raw.batches import read_tables
 from adaftr_fast.data.raw.source import open_dataset
 
 try:
-    list(read_tables(open_dataset(sys.argv[1]), ["number"], where=pc.field("number") < 6))
+    list(read_tables(open_dataset(sys.argv[1]), ["number"]))
 except (OSError, pa.ArrowException):
     print(pa.default_memory_pool().max_memory())
 """
