@@ -21,6 +21,7 @@ from adaftr_fast.data.encode.canonical import (
     without_nan,
 )
 from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.data.encode.lookup import Lookup
 from adaftr_fast.data.encode.moments import Moments
 from adaftr_fast.data.encode.typed import as_written
 from adaftr_fast.data.encode.written import holds_text
@@ -30,9 +31,7 @@ from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
 
-SEARCH_RATIO = 16  # a batch this much smaller than the vocabulary is looked up by binary search
 MOST_SPLITS = 1 << 16  # of a text: Arrow reserves memory for as many tokens as it may make
-DENSE_RATIO = 8  # integers from the smallest to the largest one, for each that is known
 CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: not in real values, so crosses are unambiguous
 
 
@@ -62,73 +61,34 @@ class Vocabulary:
         """Encodes integers or text [n] as int32 ids [n]. A number and its text are the
         same value.
         """
-        known = self._integers if pa.types.is_integer(values.type) else self._text
-        values = values.cast(known.type)
-        if pa.types.is_integer(known.type):
-            if self._by_place:
-                lowest, ids = self._by_place
-                # modulo 2^64, so values below the smallest one are large
-                places = values.fill_null(0).to_numpy().astype(np.uint64) - lowest
-                found = pa.array(ids[np.minimum(places, np.uint64(len(ids) - 1))])
-                return pc.if_else(values.is_valid(), found, pa.scalar(0, pa.int32()))
-            if len(values) * SEARCH_RATIO < len(known):
-                return self._encode_by_search(values)
-        # hashes all known values on every call
-        found = pc.index_in(values, value_set=known, skip_nulls=True)
-        return pc.add(pc.fill_null(found, -1), pa.scalar(1, pa.int32()))
-
-    @cached_property
-    def _by_place(self) -> tuple[np.uint64, np.ndarray] | None:
-        """The smallest integer, and the ids of all integers from it to the largest one, then 0; None
-        if few of these are known.
-        """
-        known = self._integers.to_numpy()
-        span = int(known.max()) - int(known.min()) + 1 if len(known) else 0
-        if not 0 < span <= DENSE_RATIO * len(known):
-            return None
-        lowest = known.min().astype(np.uint64)
-        ids = np.zeros(span + 1, np.int32)
-        ids[known.astype(np.uint64) - lowest] = np.arange(1, len(known) + 1)
-        return lowest, ids
-
-    def _encode_by_search(self, values: pa.Array) -> pa.Array:
-        """Encodes a few integers by binary search, as a scoring request needs."""
-        known, ids = self._sorted
-        plain = values.fill_null(0).to_numpy()
-        position = np.minimum(np.searchsorted(known, plain), len(known) - 1)
-        found = (known[position] == plain) & values.is_valid().to_numpy(zero_copy_only=False)
-        return pa.array(np.where(found, ids[position], np.int32(0)))
-
-    @cached_property
-    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        """The integers in ascending order, and their ids."""
-        known = self._integers.to_numpy()
-        order = np.argsort(known)
-        return known[order], order.astype(np.int32) + 1
+        lookup = self._by_integer if pa.types.is_integer(values.type) else self._by_text
+        return pc.add(lookup.find(values), pa.scalar(1, pa.int32()))
 
     def grown(self, newer: Vocabulary) -> Vocabulary:
         """Returns a vocabulary with the values of ``newer`` added. Known values keep their ids;
         counts are summed.
         """
-        added = pc.fill_null(newer.counts.take(pc.index_in(self._text, value_set=newer._text)), 0)
-        is_new = pc.invert(pc.is_in(newer._text, value_set=self._text))
-        values = pa.concat_arrays([self._text, newer._text.filter(is_new)])
+        known, text = self._by_text, newer._by_text.known
+        added = pc.fill_null(newer.counts.take(pc.index_in(known.known, value_set=text)), 0)
+        is_new = pc.equal(known.find(text), -1)
+        values = pa.concat_arrays([known.known, text.filter(is_new)])
         return Vocabulary(
             values, pa.concat_arrays([pc.add(self.counts, added), newer.counts.filter(is_new)])
         )
 
     @cached_property
-    def _text(self) -> pa.Array:
-        return self.values.cast(pa.string())
+    def _by_text(self) -> Lookup:
+        return Lookup(self.values.cast(pa.string()))
 
     @cached_property
-    def _integers(self) -> pa.Array:
+    def _by_integer(self) -> Lookup:
         """The values as int64; as text if one of them is not the canonical text of an integer."""
         try:
             integers = self.values.cast(pa.int64())
         except pa.ArrowException:
-            return self._text
-        return integers if integers.cast(pa.string()).equals(self._text) else self._text
+            return self._by_text
+        is_canonical = integers.cast(pa.string()).equals(self._by_text.known)
+        return Lookup(integers) if is_canonical else self._by_text
 
 
 @dataclass(frozen=True)

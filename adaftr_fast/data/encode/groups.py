@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast.data.encode.canonical import canonical_text, canonical_values
 from adaftr_fast.data.encode.counts import COMPACT_ROWS
+from adaftr_fast.data.encode.lookup import Lookup
 from adaftr_fast.errors import DataError
 
 
@@ -51,11 +54,12 @@ class Groups:
         self._chunks = [pc.unique(pa.concat_arrays(self._chunks)) if self._chunks else empty]
 
     def encode(self, values: pa.Array) -> pa.Array:
-        """Encodes values [n] as int64 numbers [n]."""
-        values = _canonical(self.name, values)
-        known = self.values.cast(values.type)  # of type null where every group is missing
-        numbers = pc.index_in(values, value_set=known, skip_nulls=True)
-        return pc.fill_null(numbers.cast(pa.int64()), -1)
+        """Encodes values [n] as int64 numbers [n], once all groups are known."""
+        return self._lookup.find(_canonical(self.name, values)).cast(pa.int64())
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.values)
 
 
 def _canonical(name: str, values: pa.Array) -> pa.Array:

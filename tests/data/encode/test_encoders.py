@@ -29,17 +29,6 @@ def test_vocabulary_orders_by_count_then_value():
     assert frequent.encode(pa.array([7, 8, 9])).to_pylist() == [1, 0, 2]
 
 
-def test_binary_search_equals_hash_lookup():
-    known = np.random.default_rng(0).permutation(500)[:400] - 200
-    vocabulary = Vocabulary(pa.array(known), pa.array(np.ones(400, np.int64)))
-    asked = pa.array([*range(-210, 310), None], pa.int64())
-    every = vocabulary.encode(asked)
-    few = [vocabulary.encode(asked.slice(start, 13)) for start in range(0, len(asked), 13)]
-    assert pa.concat_arrays(few).equals(every)
-    assert every.to_pylist()[:3] == [0, 0, 0]
-    assert pc.sum(pc.greater(every, 0)).as_py() == 400
-
-
 def test_every_group_is_missing():
     column = pa.nulls(3)
     files = []
