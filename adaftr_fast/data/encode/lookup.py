@@ -26,6 +26,11 @@ class Lookup:
     def __init__(self, known: pa.Array) -> None:
         self.known = known
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the known values are integers that an array finds."""
+        return self._dense is not None
+
     def find(self, values: pa.Array) -> pa.Array:
         """Returns the places of integers or text [n] in ``known``, int32 [n]; -1 for missing and
         unknown ones.
@@ -51,7 +56,7 @@ class Lookup:
         """The smallest integer, and the places of all integers from it to the largest one, then -1;
         None for text, or if few of these integers are known.
         """
-        if not pa.types.is_integer(self.known.type):
+        if not pa.types.is_integer(self.known.type) or not len(self.known):
             return None
         known = self.known.to_numpy()
         span = int(known.max()) - int(known.min()) + 1

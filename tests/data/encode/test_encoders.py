@@ -4,7 +4,6 @@ import tracemalloc
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from adaftr_fast.data.encode.counts import ValueCounts, merged
