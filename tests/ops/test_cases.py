@@ -180,7 +180,6 @@ EXAMPLES = {
 @pytest.mark.parametrize("op", EXAMPLES)
 def test_results_are_as_accurate_as_those_of_pytorch(op):
     for sizes, options in EXAMPLES[op]:
-        # by another seed, a gradient of a single number may be near 0, and rounding large beside it
         check({"op": op, "sizes": sizes, "options": options, "seed": 4}, cancels=False)
 
 
