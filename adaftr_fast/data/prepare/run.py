@@ -267,15 +267,25 @@ def _grown(schema: Schema, folder: Path) -> tuple[Schema, PreparedIds]:
     order = manifest.schema["fields"]
     if fields.keys() == order.keys():
         schema = parse_schema(schema.source | {"fields": {name: fields[name] for name in order}})
-    known = manifest.parsed
-    names = [column for field in schema.features for column in field.columns]
-    if known.features != schema.features or known.meaning(names) != schema.meaning(names):
+    if differing := _differing(manifest.parsed, schema):
         raise DataError(
-            f"{folder}: its fields differ from those of data set {schema.name}, so its ids cannot "
-            "be kept"
+            f"{folder}: its fields differ from those of data set {schema.name} in "
+            f"{', '.join(differing)}, so its ids cannot be kept"
         )
     encoders = read_encoders(folder, manifest)
     return schema, PreparedIds(manifest.fingerprint, encoders, manifest.dense)
+
+
+def _differing(known: Schema, schema: Schema) -> list[str]:
+    """Returns the fields that only one of the schemas has, or that they read in different ways."""
+
+    def read(each: Schema) -> dict[str, Any]:
+        return {field.name: (field, each.meaning(field.columns)) for field in each.features}
+
+    one = read(known)
+    other = read(schema)
+    differing = [name for name in one | other if one.get(name) != other.get(name)]
+    return differing or ([] if [*one] == [*other] else ["their order"])
 
 
 def _existing(folder: Path, inputs: str, tolerance: float) -> Manifest | None:
