@@ -34,7 +34,7 @@ class ValueCounts:
     def update(self, values: pa.Array) -> None:
         """Adds a batch of values of type ``kind``, or of text."""
         values = values.drop_null()
-        found = _dense_counts(values) if pa.types.is_integer(values.type) else None
+        found = _dense_counts(values) if pa.types.is_int64(values.type) else None
         self._append(pa.table(found or pc.value_counts(values).flatten(), ["value", "count"]))
 
     def merge(self, other: ValueCounts) -> None:
@@ -81,7 +81,7 @@ class ValueCounts:
 
 
 def _dense_counts(values: pa.Array) -> list[pa.Array] | None:
-    """Returns the distinct integers of values [n] and their counts by an array of all integers
+    """Returns the distinct values of int64 [n] and their counts by an array of all integers
     between the smallest and the largest one; None if these are many more than the values.
     """
     plain = values.to_numpy()

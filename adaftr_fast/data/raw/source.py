@@ -213,6 +213,9 @@ class Source:
 
         Args:
             advance: called with the number of rows read, as counted by ``count_rows()``.
+
+        Raises:
+            DataError: the file is corrupt, or a condition does not fit a column's type.
         """
         every = {"": SplitRule(role)}
         names = [name, *self._deciding(every)]

@@ -16,7 +16,7 @@ from adaftr_fast.data.arrow import one_array, reading, shown
 from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.written import holds_text, times, without_words
-from adaftr_fast.data.raw.inputs import InputFile, TextFile, open_inputs
+from adaftr_fast.data.raw.inputs import InputFile, JsonFile, TextFile, open_inputs
 from adaftr_fast.data.raw.source import NOT_PARQUET, Inputs, Source, check_columns, listed
 from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.schema.columns import EXACT_INTEGERS, operand_type
@@ -40,10 +40,12 @@ def with_time_types(schema: Schema, paths: Inputs) -> Schema:
         DataError: an input cannot be read, or lacks the column.
     """
     split = dict(schema.split)
-    for name, rule in split.items():
-        if rule.time:
-            kind = _first_type(paths[rule.file], rule.time.column, schema.text)
-            split[name] = replace(rule, time=replace(rule.time, kind=kind))
+    for role, column in _columns(schema):
+        kind = _first_type(paths[role], column, schema.text)
+        split |= {
+            name: replace(split[name], time=replace(time, kind=kind))
+            for name, time in _shares(schema, role, column).items()
+        }
     return replace(schema, split=split)
 
 
@@ -63,13 +65,8 @@ def with_times(source: Source, *, progress: bool = False) -> Schema:
             are fewer different times than splits.
     """
     split = dict(source.schema.split)
-    columns = dict.fromkeys((rule.file, rule.time.column) for rule in split.values() if rule.time)
-    for role, column in columns:
-        ours = {
-            name: rule.time
-            for name, rule in split.items()
-            if rule.time and (rule.file, rule.time.column) == (role, column)
-        }
+    for role, column in _columns(source.schema):
+        ours = _shares(source.schema, role, column)
         shares = sorted(
             {share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0}
         )
@@ -80,6 +77,21 @@ def with_times(source: Source, *, progress: bool = False) -> Schema:
             for name, time in ours.items()
         }
     return replace(source.schema, split=split)
+
+
+def _columns(schema: Schema) -> list[tuple[str, str]]:
+    """Returns the role and the column of every order of which splits are shares."""
+    rules = schema.split.values()
+    return [*dict.fromkeys((rule.file, rule.time.column) for rule in rules if rule.time)]
+
+
+def _shares(schema: Schema, role: str, column: str) -> dict[str, TimeRange]:
+    """Returns the shares of a column, by split."""
+    return {
+        name: rule.time
+        for name, rule in schema.split.items()
+        if rule.time and (rule.file, rule.time.column) == (role, column)
+    }
 
 
 def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None:
@@ -94,17 +106,20 @@ def _quantiles(
     """Returns as ``value`` the times before which these shares of the rows are, ascending, each
     another one.
     """
-    counts = ValueCounts(pa.string())  # where there are no rows
+    counts = None
     rows = source.count_rows() if progress else 0
-    with progress_bar(
-        total=rows, unit=" rows", unit_scale=True, desc="times", disable=not progress
-    ) as bar:
-        for number, values in enumerate(source.used_values(role, time, bar.update)):
-            values = _comparable(values, source.schema.text)
-            counts = counts if number else ValueCounts(values.type)
-            counts.update(values)
-    table = counts.table()
     named = listed(map(shown, source.named[role]))
+    with (
+        reading(named, f"cannot read {time}"),
+        progress_bar(
+            total=rows, unit=" rows", unit_scale=True, desc="times", disable=not progress
+        ) as bar,
+    ):
+        for values in source.used_values(role, time, bar.update):
+            values = _comparable(values, source.schema.text)
+            counts = counts or ValueCounts(values.type)
+            counts.update(values)
+    table = (counts or ValueCounts(pa.string())).table()
     if holds_text(table["value"].type):
         check_times(named, time, one_array(table["value"]))
     if table.num_rows <= len(shares):
@@ -119,9 +134,15 @@ def _quantiles(
 
 
 def _comparable(values: pa.Array, form: TextFormat) -> pa.Array:
-    """Returns times [n] without those that are missing, in one type whatever carries them."""
+    """Returns times [n] of one type without those that are missing.
+
+    Raises:
+        pa.ArrowInvalid: an integer is beyond int64, which conditions compare with.
+    """
     if holds_text(values.type):
         return without_words(values, form)
+    if pa.types.is_integer(values.type):
+        return values.cast(pa.int64())
     return without_nan(values) if pa.types.is_floating(values.type) else values
 
 
@@ -143,8 +164,8 @@ def _first_type(paths: Sequence[Path], time: str, form: TextFormat) -> pa.DataTy
 def _type(file: InputFile, time: str) -> pa.DataType | None:
     """Returns the type of times, as the first rows of an input have them; None if they have none.
 
-    Text that none of the forms of dates fits is a number, or sorts as it is if there are such
-    forms.
+    It is that of a parquet column. Text that none of the forms of dates fits is a number, or sorts
+    as it is if there are such forms.
     """
     form = file.form
     is_text = isinstance(file, TextFile)
@@ -152,8 +173,10 @@ def _type(file: InputFile, time: str) -> pa.DataType | None:
         values = one_array(file.first([time])[time]).drop_null()
         if not len(values):
             return None
-        if not holds_text(values.type):
+        if isinstance(file, JsonFile) and not holds_text(values.type):
             return operand_type(pc.max(values).as_py())
+        if not holds_text(values.type):
+            return _wide(values.type)
         texts = without_words(values, form)
         if form.dates and times(texts, form, DATES).null_count < len(texts):
             return DATES
@@ -164,6 +187,15 @@ def _type(file: InputFile, time: str) -> pa.DataType | None:
         if form.dates and pa.types.is_temporal(found.type):
             return pa.string()  # which staging would read by these forms
         return operand_type(pc.max(found).as_py())
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """Returns the type of text that is compared with values of a parquet column of type ``kind``."""
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz and "UTC")
+    if pa.types.is_integer(kind):
+        return pa.int64()
+    return pa.float64() if pa.types.is_floating(kind) else kind
 
 
 def check_times(path: Path | str, time: str, values: pa.Array) -> None:

@@ -38,7 +38,8 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
 
     A column is float64 if a numeric or dense field, a 0/1 label, a weight or a truth reads it. A
     column that a condition compares with a number is float64 too, or int64 if the number is an
-    integer and a categorical field reads the column, or float64 lacks integers of its size. Any
+    integer and a categorical field reads the column, or float64 lacks integers of its size. A column
+    that orders shares of time has the type of the times, whatever else it is compared with. Any
     other column has the type of the operand it is compared with, and is text by default. A column
     that an expression reads has the type of ``read_types``.
     """
@@ -111,8 +112,8 @@ def check_conditions(schema: Schema) -> None:
 
 
 def discrete_columns(schema: Schema) -> frozenset[str]:
-    """Returns the columns of text that no condition compares: fields, splits and the group read
-    their values in the canonical form.
+    """Returns the columns of text that no condition compares and no share of time orders: fields,
+    splits and the group read their values in the canonical form.
 
     There are none where a word for missing values is an integer, which is a value in other files.
     """

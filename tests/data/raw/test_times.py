@@ -114,6 +114,42 @@ def test_later_text_that_does_not_sort_is_an_error(write, tmp_path, few_first_ro
         run(by_time(), [one, other], tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "at",
+    [
+        pa.array(range(ROWS), pa.int8()),
+        pa.array(range(ROWS), pa.uint64()),
+        pa.array([*range(ROWS - 1), 10**15], pa.timestamp("s")),  # beyond Python's years
+        pa.array(range(ROWS), pa.duration("s")),  # without a maximum
+    ],
+    ids=lambda at: str(at.type),
+)
+def test_a_parquet_log_is_split_by_times_of_any_type(tmp_path, at):
+    pq.write_table(log(at), tmp_path / "log.parquet")
+    assert rows(run(by_time(), [tmp_path / "log.parquet"], tmp_path / "out")) == SHARES
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (pa.array([2**63 + n for n in range(ROWS)], pa.uint64()), "Integer value 9223372036854"),
+        (pa.array(["a"] * ROWS, pa.string_view()), "no kernel .* .string_view"),
+    ],
+)
+def test_times_that_arrow_does_not_compare_are_errors_of_the_file(tmp_path, at, expected):
+    pq.write_table(log(at), tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=rf"log\.parquet: cannot read at: .*{expected}"):
+        run(by_time(), [tmp_path / "log.parquet"], tmp_path / "out")
+
+
+def test_text_beside_parquet_is_read_as_the_integers_of_its_type(write, tmp_path):
+    """float64 would round them."""
+    at = [*range(ROWS // 2), *(2**53 + 2 * n + 1 for n in range(ROWS // 2))]
+    pq.write_table(log(at[: ROWS // 2]), tmp_path / "log.parquet")
+    files = [tmp_path / "log.parquet", write(at[ROWS // 2 :])]
+    assert run(by_time(), files, tmp_path / "out").bounds["test"] == f"at >= {at[90]}"
+
+
 def test_nan_is_no_time(tmp_path):
     at = [*map(float, range(ROWS)), *[float("nan")] * ROWS]
     pq.write_table(log(at), tmp_path / "log.parquet")
