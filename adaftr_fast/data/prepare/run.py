@@ -1,9 +1,10 @@
 """Prepares raw logs: encodes ids, labels and groups of every split, and records their meaning.
 
-Text is staged as parquet first. Then one pass over the training rows computes vocabularies and
-bucket edges, and a second pass encodes every split in batches. An engine runs these steps
-(steps.py) for each shard of the rows, and this process merges their results (merge.py). The folder
-is built in a temporary one next to its destination and renamed, so it is complete or absent.
+Text is staged as parquet first. Where splits are shares of time, a pass over the times finds their
+bounds. Then one pass over the training rows computes vocabularies and bucket edges, and another
+encodes every split in batches. But for the times, an engine runs these steps (steps.py) for each
+shard of the rows, and this process merges their results (merge.py). The folder is built in a
+temporary one next to its destination and renamed, so it is complete or absent.
 """
 
 from __future__ import annotations
@@ -174,8 +175,9 @@ class _Run:
             known: ids to grow, if any.
         """
         bad_rows = self._read()
-        schema = with_times(self.job.source(), progress=self.progress)
-        self.job = replace(self.job, schema=schema)
+        if any(rule.time for rule in self.job.schema.split.values()):
+            schema = with_times(self.job.source(), progress=self.progress)
+            self.job = replace(self.job, schema=schema)
         counted = self._on_shards("count", steps.count)
         manifest = merge_counted(self.job, known, bad_rows, counted)
         encoded = self._on_shards("encode", partial(steps.encode, manifest))
@@ -209,10 +211,9 @@ class _Run:
 
     def _bar(self, name: str, text: int | None) -> tqdm:
         unit = " rows" if text is None else "B"
-        if text is None:
-            text = self.job.source().count_rows() if self.progress else 0
+        total = self.job.source().count_rows() if text is None and self.progress else text or 0
         return progress_bar(
-            total=text, unit=unit, unit_scale=True, desc=name, disable=not self.progress
+            total=total, unit=unit, unit_scale=True, desc=name, disable=not self.progress
         )
 
 
