@@ -10,7 +10,7 @@ from adaftr_fast.data.encode.counts import COMPACT_ROWS
 from adaftr_fast.data.encode.lookup import Lookup
 from adaftr_fast.errors import DataError
 
-NONE = pa.array([], pa.null())
+EMPTY = pa.array([], pa.null())
 
 
 class Groups:
@@ -21,7 +21,7 @@ class Groups:
         known: distinct groups in order of appearance.
     """
 
-    def __init__(self, name: str, known: pa.Array = NONE) -> None:
+    def __init__(self, name: str, known: pa.Array = EMPTY) -> None:
         self.name = name
         self._known = Lookup(known)
         self._added: list[pa.Array] = []  # distinct groups each, which may be known
@@ -45,22 +45,22 @@ class Groups:
         self._append(other.values)
 
     def _append(self, values: pa.Array) -> None:
-        self._added.append(values)
+        if len(values):
+            self._added.append(values)
         if sum(map(len, self._added)) > COMPACT_ROWS + len(self._known.known):
             self._compact()
 
     @property
     def values(self) -> pa.Array:
-        """The groups in order of their numbers, int64 or text."""
+        """The groups in order of their numbers, int64 or text; of type null if there are none."""
         self._compact()
         return self._known.known
 
     def _compact(self) -> None:
-        if any(map(len, self._added)):
-            # those without groups may have no type
-            chunks = [each for each in (self._known.known, *self._added) if len(each)]
-            self._known = Lookup(pc.unique(pa.concat_arrays(chunks)))
-        self._added.clear()
+        if self._added:
+            known = [self._known.known] if len(self._known.known) else []
+            self._known = Lookup(pc.unique(pa.concat_arrays([*known, *self._added])))
+            self._added.clear()
 
     def encode(self, values: pa.Array) -> pa.Array:
         """Encodes values [n] as int64 numbers [n], once all groups are added."""

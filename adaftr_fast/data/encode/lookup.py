@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 DENSE_RATIO = 8  # integers from the smallest to the largest one, for each that is known
-# a binary search beats a hash table of all known values where these are that many, and that many for
-# each value
+# Above this many known values, and this many for each value to find, a binary search beats a hash
+# table of all known values.
 SEARCH_LEAST = 1 << 12
 SEARCH_RATIO = 8
 UNKNOWN = pa.scalar(-1, pa.int32())

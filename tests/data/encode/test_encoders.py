@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from adaftr_fast.data.encode import groups
 from adaftr_fast.data.encode.counts import ValueCounts, merged
 from adaftr_fast.data.encode.encoders import Buckets, Vocabulary
 from adaftr_fast.data.encode.groups import Groups
@@ -32,11 +33,25 @@ def test_every_group_is_missing():
     column = pa.nulls(3)
     files = []
     for part in (column, column[:0]):
-        groups = Groups("user")
-        groups.add(part)
-        files.append(io.BytesIO(pickle.dumps(groups)))
-    groups = merged(files)
-    assert groups.encode(column).to_pylist() == [-1, -1, -1]
+        found = Groups("user")
+        found.add(part)
+        files.append(io.BytesIO(pickle.dumps(found)))
+    assert merged(files).encode(column).to_pylist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.int8(), pa.string()])
+def test_groups_are_numbered_in_order_of_appearance(kind, monkeypatch):
+    """Over many batches and merges, of integers that an array finds too."""
+    monkeypatch.setattr(groups, "COMPACT_ROWS", 20)
+    random = np.random.default_rng(0)
+    batches = [pa.array(random.integers(-40, 40, rows)).cast(kind) for rows in (0, 1, 60, 0, 90)]
+    parts = [Groups("user"), Groups("user")]
+    for place, batch in enumerate(batches):
+        parts[place > 2].add(batch)
+    whole = merged([io.BytesIO(pickle.dumps(each)) for each in parts])
+    known = list(dict.fromkeys(value for batch in batches for value in batch.to_pylist()))
+    for batch in batches:
+        assert whole.encode(batch).to_pylist() == [*map(known.index, batch.to_pylist())]
 
 
 def test_buckets_beyond_the_values_have_the_same_edges():
