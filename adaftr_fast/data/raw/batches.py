@@ -46,7 +46,8 @@ def read_tables(
 ) -> Iterator[pa.Table]:
     """Yields the rows of parquet files in their order, while a thread reads the next table.
 
-    A table holds up to ``BATCH_ROWS`` consecutive rows of a row group. It ends before if it has ``memory.batch`` bytes.
+    A table holds up to ``BATCH_ROWS`` consecutive rows of a row group. It ends before if it has
+    ``memory.batch`` bytes.
 
     Args:
         names: the columns to read, at least one. One that a file lacks is missing in its rows, and

@@ -72,7 +72,9 @@ class TextInput:
     common: Path | None = None
 
     def absolute(self) -> TextInput:
-        """Returns the same input for a process with another current folder."""
+        """Returns the same input for a process with another current folder; the folder of the blocks
+        is absolute already.
+        """
         return replace(self, path=self.path.absolute())
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
-
 from adaftr_fast.nn.encoding import EncodingKind
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from adaftr_fast.data.synthetic.log import LogConfig
 
 SPLITS = ("train", "validation", "test")
